@@ -1,0 +1,298 @@
+"""A run's folder: checkpoints written whole or not at all, found again, and loaded without running code.
+
+    RUN/
+      recipe.json                       what is trained
+      checkpoints/step-00001200/
+        model.safetensors, model.json   the tagger: weights, recipe, label names, widths
+        training.safetensors, .json     what a resumed run needs besides: optimizer, raw weights, position
+      best.json                         which checkpoint was best on validation
+      log.jsonl                         what the terminal showed
+
+A checkpoint is written under a name that nobody reads, flushed to disk and renamed; so a process may be
+killed at any moment. Numbers lie in safetensors, everything else in JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from tagreel import recipe as recipes
+from tagreel.errors import DataError, RecipeError, TagreelError
+from tagreel.model import Tagger, build
+
+_STEP = re.compile(r"step-(\d{8,})")
+_FORMAT = 1
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON to a temporary name and rename it."""
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(data, file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; raises `DataError` when the file is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", path=str(path)) from error
+    except ValueError as error:
+        raise DataError(f"is not JSON: {error}", path=str(path)) from error
+
+
+def save(
+    run: Path,
+    step: int,
+    model: Tagger,
+    weights: Mapping[str, Tensor],
+    *,
+    facts: Mapping[str, Any],
+    training: Mapping[str, Tensor] | None = None,
+    position: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write checkpoint number `step`: the tagger with these weights and, if given, the state of its training.
+
+    `facts` are kept with the model for whoever reads it (step, scores, data).
+    """
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    description = {
+        "format": _FORMAT,
+        "recipe": recipes.to_json(model.recipe),
+        "features": model.features,
+        "classes": model.classes,
+        "label_names": model.label_names,
+        "facts": dict(facts),
+    }
+    write_json(partial / "model.json", description)
+    _write_tensors(partial / "model.safetensors", weights)
+    if training is not None:
+        _write_tensors(partial / "training.safetensors", training)
+        write_json(partial / "training.json", position)
+    if folder.exists():
+        _remove(folder)
+    os.replace(partial, folder)
+    _flush_folder(folder.parent)
+    return folder
+
+
+def note_best(run: Path, scores: Mapping[str, Any] | None) -> str | None:
+    """Write which checkpoint was best, with its scores, to best.json; the checkpoint's name."""
+    if scores is None:
+        return None
+    name = f"step-{scores['step']:08d}"
+    write_json(run / "best.json", {**scores, "checkpoint": name})
+    return name
+
+
+def prune(run: Path, *, keep: int, best: str | None) -> None:
+    """Remove all but the last `keep` checkpoints and the best one, and what killed runs left half-written."""
+    for folder in checkpoints(run)[:-keep]:
+        if folder.name != best:
+            _remove(folder)
+    for partial in (run / "checkpoints").glob("step-*.partial*"):
+        shutil.rmtree(partial)
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    folder = run / "checkpoints"
+    found = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def find(run: Path, which: str = "best") -> Path:
+    """The folder of a run's checkpoint: "best" (the last if there was no validation), "last" or "step-N".
+
+    A checkpoint's own folder is taken as it is.
+    """
+    if (run / "model.json").exists():
+        if which not in ("best", "last") and _number(which) != _number(run.name):
+            raise DataError(f"is one checkpoint; --checkpoint {which} needs the run's folder", path=str(run))
+        return run
+    found = checkpoints(run)
+    if not found:
+        raise DataError("holds no checkpoint; expected the folder that `tagreel train` wrote", path=str(run))
+    if which == "best" and (run / "best.json").exists():
+        noted = read_json(run / "best.json")
+        which = str(noted.get("checkpoint") if isinstance(noted, dict) else None)
+    elif which in ("best", "last"):
+        return found[-1]
+    for folder in found:
+        if _number(folder.name) == _number(which):
+            return folder
+    raise DataError(f"no checkpoint {which!r}; it has: {', '.join(f.name for f in found)}", path=str(run))
+
+
+def load(
+    run: str | Path,
+    *,
+    checkpoint: str = "best",
+    device: str | torch.device = "cpu",
+    trust: tuple[str, ...] = (),
+) -> Tagger:
+    """The tagger of a run, ready to predict.
+
+    Nothing in the files is executed: weights are safetensors, and the recipe names classes of tagreel, or of
+    the packages in `trust`. Raises `DataError` when the folder holds no complete model.
+    """
+    folder = find(Path(run), checkpoint)
+    description, where = _description(folder), str(folder / "model.json")
+    if description.get("format") != _FORMAT:
+        raise DataError(
+            f"format {description.get('format')!r}; this tagreel reads {_FORMAT}, another version wrote it",
+            path=where,
+        )
+    try:
+        with torch.device("meta"):
+            model = build(
+                recipes.from_json(description["recipe"], where=where, trust=trust),
+                features=description["features"],
+                classes=description["classes"],
+                label_names=description["label_names"],
+            )
+    except TagreelError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"not a model as tagreel writes it: {error!r}", path=where) from error
+    weights = read_tensors(folder / "model.safetensors")
+    model.to_empty(device="cpu")
+    load_weights(model, weights, path=str(folder / "model.safetensors"))
+    return model.to(device).eval()
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What was noted with a checkpoint: step, scores, data."""
+    noted = _description(folder).get("facts")
+    return noted if isinstance(noted, dict) else {}
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], *, path: str) -> None:
+    """Fill the model; raises `DataError` that names what is missing, unknown or of another shape."""
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        if name not in weights:
+            raise DataError(f"no tensor {name!r}; the file belongs to another model", path=path)
+        if weights[name].shape != tensor.shape:
+            found, wanted = tuple(weights[name].shape), tuple(tensor.shape)
+            raise DataError(f"tensor {name!r} is {found}, the recipe says {wanted}", path=path)
+    if unknown := sorted(set(weights) - set(expected)):
+        raise DataError(f"tensor {unknown[0]!r} is not in the recipe's model", path=path)
+    model.load_state_dict(dict(weights))
+
+
+def label_names(run: Path) -> list[str] | None:
+    """The names that a run's last checkpoint carries, None where there is no checkpoint yet."""
+    found = checkpoints(run)
+    names = _description(found[-1]).get("label_names") if found else None
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; raises `DataError` when it is missing or damaged.
+
+    The format knows no checksum, so ours lies in its metadata.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            expected = (file.metadata() or {}).get("crc32c")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot be read as safetensors: {error}", path=str(path)) from error
+    if expected is not None and (found := _checksum(tensors)) != expected:
+        raise DataError(f"is damaged: its checksum is {found}, expected {expected}", path=str(path))
+    return tensors
+
+
+def check_same_recipe(run: Path, wanted: recipes.Recipe) -> None:
+    """Raise `RecipeError` unless the run trains this recipe; only its length may differ."""
+
+    def comparable(data: dict[str, Any]) -> dict[str, Any]:
+        training = {k: v for k, v in data["training"].items() if k not in ("epochs", "steps")}
+        return {**data, "training": training, "about": None}
+
+    try:
+        old = comparable(read_json(run / "recipe.json"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError("not a recipe as tagreel writes it", path=str(run / "recipe.json")) from error
+    new = comparable(recipes.to_json(wanted))
+    for path, (before, after) in _differences(old, new, ""):
+        raise RecipeError(
+            f"{run}: was started with {path} = {json.dumps(before)}, now it is {json.dumps(after)}; "
+            "resume with the same settings, or train into another folder"
+        )
+
+
+def _number(name: str) -> str:
+    """The step in `step-00001200`, `step-1200` or `1200`."""
+    return name.removeprefix("step-").lstrip("0")
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    found = read_json(folder / "model.json")
+    if not isinstance(found, dict):
+        raise DataError("not a model as tagreel writes it: no JSON object", path=str(folder / "model.json"))
+    return found
+
+
+def _differences(old: Any, new: Any, where: str) -> list[tuple[str, tuple[Any, Any]]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = list(dict.fromkeys([*old, *new]))
+        return [
+            d for key in keys for d in _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
+        ]
+    return [] if old == new else [(where, (old, new))]
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    # Copies: safetensors refuses tensors that share memory.
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    try:
+        safetensors.torch.save_file(plain, path, metadata={"crc32c": _checksum(plain)})
+    except SafetensorError as error:  # a full disk, for one
+        raise DataError(f"cannot be written: {error}", path=str(path)) from error
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    crc = 0
+    for name in sorted(tensors):
+        flat = tensors[name].contiguous().reshape(-1)
+        crc = google_crc32c.extend(google_crc32c.extend(crc, name.encode()), flat.view(torch.uint8).numpy())
+    return f"{crc:08x}"
+
+
+def _remove(folder: Path) -> None:
+    """Renamed first: a half-removed folder must not look like a checkpoint."""
+    doomed = folder.with_name(folder.name + ".partial-removal")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,68 @@
+"""What the terminal shows: one line an event, a bar where somebody looks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+def training_lines(say: Callable[[str], None]) -> Callable[[dict[str, Any]], None]:
+    """One aligned line an event."""
+
+    def show(row: dict[str, Any]) -> None:
+        if row["event"] == "start":
+            verb = f"resuming at step {row['step']:,}" if row["resumed"] else "training"
+            say(
+                f"{verb}: {row['parameters']:,} parameters, {row['videos']:,} videos, "
+                f"{row['steps']:,} steps, on {row['device']}"
+            )
+        elif row["event"] == "train":
+            say(
+                f"step {row['step']:>9,}   loss {row['loss']:<8.4g}   GAP@20 {row['gap@20']:.4f}   "
+                f"{row['videos_per_second']:>7,.0f} videos/s   waiting {row['waiting']:>4.0%}   "
+                f"eta {duration(row['eta_seconds'])}"
+            )
+        elif row["event"] == "validate":
+            say(
+                f"validated at {row['step']:,} (epoch {row['epoch']:g})   GAP@20 {row['gap@20']:.4f}   "
+                f"mAP {row['map']:.4f}   Hit@1 {row['hit@1']:.4f}   PERR {row['perr']:.4f}   "
+                f"in {duration(row['seconds'])}"
+            )
+
+    return show
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it: 45s, 12m, 3h05m."""
+    if seconds < 100:
+        return f"{seconds:.0f}s"
+    minutes = round(seconds / 60)
+    return f"{minutes}m" if minutes < 100 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+@contextmanager
+def progress(verb: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left on a terminal; nothing where nobody looks."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f}   {task.fields[rate]:,.0f} videos/s   eta"),
+        TimeRemainingColumn(),
+    )
+    began = time.perf_counter()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(verb, total=total, rate=0.0)
+
+        def advance(done: int) -> None:
+            bar.update(task, completed=done, rate=done / max(time.perf_counter() - began, 1e-9))
+
+        yield advance

@@ -1,0 +1,192 @@
+"""A model and a loader in, an `Evaluation` out: every metric in one pass over the videos."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tagreel.errors import DataError, RecipeError
+from tagreel.loader import Loader
+from tagreel.metrics._scored import Metric, Scored
+from tagreel.metrics.average_precision import MeanAveragePrecision
+from tagreel.metrics.calibration import Calibration
+from tagreel.metrics.gap import GlobalAveragePrecision
+from tagreel.metrics.hit import HitAt1
+from tagreel.metrics.perr import PrecisionAtEqualRecall
+from tagreel.metrics.top_average_precision import TopMeanAveragePrecision
+from tagreel.model import Tagger
+from tagreel.report import ClassScore, Report
+from tagreel.source import Source
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model reached on a data set.
+
+    `metrics` holds gap@20, map (all scores; classes without positives left out), map_top20 (the starter
+    code's: each video's 20 best scores, such classes count 0), hit@1, perr and calibration_error.
+    `average_precision` (C,), NaN without positives, and `support` (C,) are by class.
+    """
+
+    metrics: dict[str, float]
+    videos: int
+    seconds: float
+    average_precision: NDArray[np.float64]
+    support: NDArray[np.int64]
+    recall: NDArray[np.float64]
+    precision: NDArray[np.float64]
+    calibration: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]
+
+
+class Scorer:
+    """All metrics of a report, fed scores and labels batch by batch."""
+
+    def __init__(self) -> None:
+        self.map = MeanAveragePrecision()
+        self.gap = GlobalAveragePrecision(top_k=20)
+        self.calibration = Calibration()
+        self.all: dict[str, Metric] = {
+            "gap@20": self.gap,
+            "map": self.map,
+            "map_top20": TopMeanAveragePrecision(top_k=20),
+            "hit@1": HitAt1(),
+            "perr": PrecisionAtEqualRecall(),
+            "calibration_error": self.calibration,
+        }
+        self.videos = 0
+        self._began = time.perf_counter()
+
+    def update(self, scores: torch.Tensor, labels: torch.Tensor, rated: torch.Tensor | None = None) -> None:
+        """Add the probabilities (B, C) and labels (B, C) of B videos.
+
+        Where only some classes were `rated` (B, C), as in 2019's segments, the scores of the others are set
+        to 0, as the starter code does; calibration looks at the rated ones alone.
+        """
+        scored = Scored(scores if rated is None else scores * rated, labels)
+        for metric in self.all.values():
+            if metric is not self.calibration:
+                metric.add(scored)
+        if rated is None:
+            self.calibration.add(scored)
+        else:
+            judged = rated > 0
+            self.calibration.update(scores[judged][:, None], labels[judged][:, None])
+        self.videos += len(scored)
+
+    def result(self) -> Evaluation:
+        """Everything computed."""
+        average_precision, support = self.map.per_class()
+        recall, precision = self.gap.curve()
+        return Evaluation(
+            metrics={name: metric.compute() for name, metric in self.all.items()},
+            videos=self.videos,
+            seconds=time.perf_counter() - self._began,
+            average_precision=average_precision,
+            support=support,
+            recall=recall,
+            precision=precision,
+            calibration=self.calibration.curve(),
+        )
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Tagger, loader: Loader, *, device: torch.device, on_batch: Callable[[int], None] | None = None
+) -> Evaluation:
+    """Score every video of the loader; `on_batch` is told how many videos are done.
+
+    Raises `DataError` when nothing could be read, no video has a label, or the data name the classes
+    otherwise than the model does.
+    """
+    _check_names(model, loader.source)
+    training = model.training
+    model.eval()
+    scorer = Scorer()
+    try:
+        for _, batch in loader.epoch():
+            batch = batch.to(device)
+            with model.autocast():
+                logits = model.logits(batch)
+            scores = torch.sigmoid(logits.float())
+            rated = batch.rated(model.classes)
+            try:
+                scorer.update(scores, batch.labels(model.classes), rated)
+            except ValueError as error:
+                if not scores.isnan().any():
+                    raise
+                raise RecipeError(f"the model's {error}; its weights cannot be used") from error
+            if on_batch is not None:
+                on_batch(scorer.videos)
+    finally:
+        model.train(training)
+    if not scorer.videos:
+        raise DataError("no record could be read", path=str(loader.source.paths[0]))
+    result = scorer.result()
+    if not result.support.any():
+        raise DataError(
+            f"none of the {result.videos:,} videos has a label, so there is nothing to score against; "
+            "`tagreel predict` needs none",
+            path=str(loader.source.paths[0]),
+        )
+    return result
+
+
+def _check_names(model: Tagger, data: Source) -> None:
+    if data.label_names is None or not model.has_label_names:
+        return
+    for label, (ours, theirs) in enumerate(zip(model.label_names, data.label_names, strict=False)):
+        if ours != theirs:
+            raise DataError(
+                f"class {label:,} is {theirs!r} here and {ours!r} in the model; its labels mean other things",
+                path=str(data.paths[0]),
+            )
+
+
+def make_report(
+    model: Tagger,
+    result: Evaluation,
+    *,
+    title: str,
+    data: Source,
+    checkpoint: Path,
+    facts: Mapping[str, Any],
+    log: Sequence[Mapping[str, Any]],
+    best: Mapping[str, float] | None = None,
+) -> Report:
+    """Everything about an evaluation on one page.
+
+    `facts` are those noted with the checkpoint, `log` the events of its training, and `best` the scores that
+    are possible where that is known.
+    """
+    seen = facts.get("train_counts") or [None] * model.classes
+    score, frequency, count = result.calibration
+    columns = (model.label_names, result.average_precision.tolist(), result.support.tolist(), seen)
+    per_class: list[ClassScore] = [
+        {"id": index, "name": name, "ap": ap, "support": support, "train_count": train_count}
+        for index, (name, ap, support, train_count) in enumerate(zip(*columns, strict=True))
+    ]
+    return Report(
+        title=title,
+        recipe=model.recipe.about.name,
+        data=[str(path) for path in data.paths],
+        checkpoint=str(checkpoint),
+        step=facts.get("step", 0),
+        videos=result.videos,
+        classes=model.classes,
+        parameters=sum(p.numel() for p in model.parameters()),
+        seconds=result.seconds,
+        metrics=result.metrics,
+        best_possible=best,
+        history=[row for row in log if row["event"] == "train"],
+        validations=[row for row in log if row["event"] == "validate"],
+        precision_recall={"recall": result.recall.tolist(), "precision": result.precision.tolist()},
+        calibration={"score": score.tolist(), "frequency": frequency.tolist(), "count": count.tolist()},
+        per_class=per_class,
+    )

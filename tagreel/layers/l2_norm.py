@@ -1,0 +1,36 @@
+"""Scale vectors to length one, x / sqrt(max(Σ x², 1e-12)), as `tf.nn.l2_normalize` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class L2Norm(nn.Module):
+    """(..., D) in, (..., D) out, each vector of length one; zeros stay zeros."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.out_dim = dim
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`mask` is not needed: padded frames are zeros and stay so."""
+        return F.normalize(x, dim=-1, eps=1e-6)
+
+
+def joint_l2_norm(streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Divide all streams (B, T, D_s) of a frame by the length of their concatenation.
+
+    The starter code, Willow and Non-local NetVLAD normalise the 1,152 visual and audio numbers of a frame as
+    one vector, so that loud audio shrinks the picture. A stream that ends before the others, as where the
+    batch's longest video lacks it, adds nothing to the frames after its end.
+    """
+    longest = max(frames.shape[1] for frames in streams.values())
+    squares = [
+        F.pad(frames.square().sum(-1), (0, longest - frames.shape[1])) for frames in streams.values()
+    ]  # each (B, T)
+    scale = torch.rsqrt(torch.stack(squares).sum(0).clamp_min(1e-12))
+    return {name: frames * scale[:, : frames.shape[1], None] for name, frames in streams.items()}

@@ -1,0 +1,281 @@
+"""The model: a transform and a pool per stream, joined, a body, a head. Built from a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tagreel.batch import Batch, dequantize, frame_mask
+from tagreel.errors import DataError, RecipeError
+from tagreel.layers.l2_norm import joint_l2_norm
+from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.recipe import Part, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """One tag of a video: the class, its name, and the probability that it applies."""
+
+    id: int
+    name: str
+    probability: float
+
+
+class Tagger(nn.Module):
+    """Frames of every stream in, logits (B, C) out; made by `build`, trained by `train`, loaded by `load`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        features: Mapping[str, int],
+        classes: int,
+        label_names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.recipe, self.features, self.classes = recipe, dict(features), classes
+        self.label_names = list(label_names) if label_names is not None else _numbered(classes)
+        self.has_label_names = label_names is not None and list(label_names) != _numbered(classes)
+        if len(self.label_names) != classes:
+            raise RecipeError(
+                f"there are {len(self.label_names):,} label names and {classes:,} classes; give the names of "
+                "this data set with --labels FILE, or their number with --set classes=N"
+            )
+        self.streams = nn.ModuleDict()
+        width = 0
+        for name, stream in recipe.streams.items():
+            branch = _Branch(stream, name, features)
+            self.streams[name] = branch
+            width += branch.out_dim
+        self.body = nn.ModuleList()
+        for index, part in enumerate(recipe.body):
+            module = _make(part, f"body.{index}", width)
+            width = module.out_dim
+            self.body.append(module)
+        self.head: nn.Module = _make(recipe.head, "head", width, classes)
+        self.output = nn.ModuleList(
+            _make(part, f"output.{index}", classes) for index, part in enumerate(recipe.output)
+        )
+        for norm in self.modules():
+            if isinstance(norm, MaskedBatchNorm):
+                norm.momentum = recipe.batch_norm_momentum
+
+    def describe(self, streams: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+        """Frames (B, T, D) and masks (B, T) of every feature to one descriptor a video, (B, ΣP)."""
+        frames = {
+            # Masked again here: the float of a padded byte is not zero.
+            name: dequantize(streams[name]) * masks[name][..., None]
+            for name in self.features
+        }
+        if self.recipe.joint_l2_norm:
+            frames = joint_l2_norm(frames)
+        return torch.cat([branch(frames, masks) for branch in self.streams.values()], dim=1)
+
+    def classify(self, descriptor: Tensor) -> Tensor:
+        """Descriptors to logits (B, C)."""
+        for part in self.body:
+            descriptor = part(descriptor)
+        logits: Tensor = self.head(descriptor)
+        for part in self.output:
+            logits = part(logits)
+        return logits
+
+    def forward(self, streams: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+        """Frames and masks of every feature to logits (B, C)."""
+        return self.classify(self.describe(streams, masks))
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Logits (B, C) of a batch that lies on this model's device."""
+        return self(batch.streams, batch.masks())  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def scores(self, frames_by_stream: Mapping[str, Any], num_frames: Any = None) -> Tensor:
+        """Probabilities (B, C) of videos given as arrays or tensors, one (B, T, D) a feature.
+
+        uint8 frames are read as YouTube-8M bytes, floats as they are. `num_frames` (B,) says how many
+        frames of each video are real, all if None. Raises `DataError` for a feature that is missing or
+        misshapen.
+        """
+        device = next(self.parameters()).device
+        size = max(map(len, frames_by_stream.values()), default=0)
+        streams, masks = {}, {}
+        for name, width in self.features.items():
+            if name not in frames_by_stream:
+                if name not in self.recipe.optional:
+                    raise DataError(f"no {name!r}; got: {', '.join(frames_by_stream)}", path="predict")
+                streams[name] = torch.zeros(size, 1, width, device=device)
+                masks[name] = torch.zeros(size, 1, dtype=torch.bool, device=device)
+                continue
+            frames = _on_device(frames_by_stream[name], device)
+            if frames.ndim != 3 or len(frames) != size or frames.shape[1] < 1 or frames.shape[2] != width:
+                found = " × ".join(map(str, frames.shape))
+                raise DataError(
+                    f"{name!r} is {found}; expected videos × frames × {width:,}, of {size:,} videos and at "
+                    "least one frame",
+                    path="predict",
+                )
+            if frames.dtype != torch.uint8 and not frames.is_floating_point():
+                kind = str(frames.dtype).removeprefix("torch.")
+                raise DataError(f"{name!r} is {kind}; expected uint8 bytes or floats", path="predict")
+            counts = torch.full((len(frames),), frames.shape[1], device=device)
+            if num_frames is not None and frames.shape[1] > 1:
+                counts = _on_device(num_frames, device)
+                if counts.shape != (len(frames),) or not ((counts >= 1) & (counts <= frames.shape[1])).all():
+                    raise DataError(
+                        f"num_frames is {counts.tolist()}; expected {len(frames):,} numbers from 1 to "
+                        f"{frames.shape[1]:,}",
+                        path="predict",
+                    )
+            streams[name], masks[name] = frames, frame_mask(counts, frames.shape[1])
+            if frames.is_floating_point() and not frames.isfinite().all():
+                raise DataError(f"{name!r} holds numbers that are not finite", path="predict")
+        training = self.training
+        self.eval()
+        try:
+            with self.autocast():
+                logits = self(streams, masks)
+            return torch.sigmoid(logits.float())
+        finally:
+            self.train(training)
+
+    def predict(self, frames_by_stream: Mapping[str, Any], *, top_k: int = 20) -> list[Tag]:
+        """The `top_k` most probable tags of one video, given as one (T, D) array a feature; best first.
+
+        Of its frames the model sees those that the recipe's `evaluation_sampling` takes, as when files are
+        scored.
+        """
+        videos = {name: _on_device(frames, None) for name, frames in frames_by_stream.items()}
+        for name, frames in videos.items():
+            if frames.ndim != 2:
+                found = " × ".join(map(str, frames.shape))
+                raise DataError(
+                    f"{name!r} is {found}; expected frames × width; `scores` takes many videos",
+                    path="predict",
+                )
+        longest = max(map(len, videos.values()), default=0)
+        choice = self.recipe.evaluation_sampling()(longest, (0,))
+        seen = {name: frames[choice] if len(frames) == longest else frames for name, frames in videos.items()}
+        scores = self.scores({name: frames[None] for name, frames in seen.items()})
+        best, classes = top_classes(scores, top_k)
+        return [
+            Tag(id=label, name=self.label_names[label], probability=probability)
+            for probability, label in zip(best[0].tolist(), classes[0].tolist(), strict=True)
+        ]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision of matrix products that the recipe asks for, on this model's device."""
+        if self.recipe.training.precision == "bfloat16":
+            return torch.autocast(next(self.parameters()).device.type, torch.bfloat16)
+        return nullcontext()
+
+
+class _Branch(nn.Module):
+    """One stream: its features side by side, its transforms, its pool."""
+
+    def __init__(self, stream: Any, name: str, features: Mapping[str, int]) -> None:
+        super().__init__()
+        self.inputs = stream.inputs or (name,)
+        width = sum(features[feature] for feature in self.inputs)
+        self.transforms = nn.ModuleList()
+        for index, part in enumerate(stream.transforms):
+            module = _make(part, f"streams.{name}.transforms.{index}", width)
+            width = module.out_dim
+            self.transforms.append(module)
+        self.pool = _make(stream.pool, f"streams.{name}.pool", width)
+        self.out_dim: int = self.pool.out_dim
+
+    def forward(self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+        length = max(frames[name].shape[1] for name in self.inputs)
+        parts, mask = [], None
+        for name in self.inputs:
+            x = frames[name]
+            # A vector of the whole video stands beside each of its frames.
+            vector = x.shape[1] == 1
+            parts.append(x.expand(-1, length, -1) if vector else F.pad(x, (0, 0, 0, length - x.shape[1])))
+            real = F.pad(masks[name], (0, length - x.shape[1]))
+            mask = real if mask is None else mask | real
+        x = torch.cat(parts, dim=-1)
+        for transform in self.transforms:
+            x = transform(x, mask)
+        return self.pool(x, mask)  # type: ignore[no-any-return]
+
+
+def build(
+    recipe: Recipe,
+    *,
+    features: Mapping[str, int] | None = None,
+    classes: int | None = None,
+    label_names: Sequence[str] | None = None,
+) -> Tagger:
+    """The model of a recipe, with first weights from torch's generator.
+
+    Widths and the number of classes come from the recipe; where it leaves them open, from `features` and
+    `classes`, which the data say. Raises `RecipeError` when one is left open or the two disagree.
+    """
+    widths: dict[str, int] = {}
+    for name, declared in recipe.features.items():
+        widths[name] = _settled(f"features.{name}", declared, (features or {}).get(name))
+    total = _settled("classes", recipe.classes, classes)
+    return Tagger(recipe, features=widths, classes=total, label_names=label_names)
+
+
+def top_classes(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The `top_k` highest scores (B, k) of each video and their classes (B, k); the lower class among equals.
+
+    `torch.topk` returns any of equal classes, so the few videos that have some are sorted whole.
+    """
+    k = min(top_k, scores.shape[1])
+    best, classes = torch.topk(scores, min(k + 1, scores.shape[1]))
+    tied = (best[:, 1:] == best[:, :-1]).any(1)
+    if tied.any():
+        ordered = scores[tied].sort(dim=1, descending=True, stable=True)
+        best[tied], classes[tied] = ordered.values[:, : best.shape[1]], ordered.indices[:, : best.shape[1]]
+    return best[:, :k], classes[:, :k]
+
+
+def count_parameters(recipe: Recipe) -> int | None:
+    """Trainable parameters at the recipe's own widths, without allocating them; None when they are open."""
+    if recipe.classes is None or None in recipe.features.values():
+        return None
+    with torch.device("meta"):
+        model = build(recipe)
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _numbered(classes: int) -> list[str]:
+    """Names for classes that nobody named."""
+    return [f"class {c}" for c in range(classes)]
+
+
+def _make(part: Part, where: str, *sizes: int) -> Any:
+    """Fill a slot; raises `RecipeError` that names it when the class refuses its options or its place."""
+    try:
+        return part(*sizes)
+    except (ValueError, TypeError, ArithmeticError, IndexError) as error:
+        raise RecipeError(f"{where}: {part.func.__name__} cannot be built: {error}") from error
+
+
+def _on_device(values: Any, device: torch.device | None) -> Tensor:
+    """A tensor of what a caller has: a tensor anywhere, an array (read-only or a view as well), a list."""
+    if not isinstance(values, Tensor):
+        values = torch.from_numpy(np.require(values, requirements=["C", "W"]))
+    return values.to(device)  # type: ignore[no-any-return]
+
+
+def _settled(setting: str, declared: int | None, found: int | None) -> int:
+    """The number that the recipe states; where it leaves it open, the one that the data say."""
+    number = found if declared is None else declared
+    if number is None:
+        raise RecipeError(f"{setting} is not known yet; set it with --set {setting}=...")
+    if found not in (None, number):
+        raise RecipeError(
+            f"{setting}: the recipe says {number:,}, the data {found:,}; mend it with --set {setting}={found}"
+        )
+    return number

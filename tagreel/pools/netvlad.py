@@ -1,0 +1,46 @@
+"""NetVLAD: residuals to learned centres, summed under soft assignment.
+
+    V[d, k] = Σ_t a_k(x_t) (x_t[d] - c[d, k]),   a(x) = softmax(W x + b)
+
+then every cluster's column is scaled to length one, and the flattened V once more. Arandjelović et al.,
+"NetVLAD", 2015, arXiv 1511.07247, eq. 4; on video frames Miech, Laptev, Sivic, arXiv 1706.06905, section 3.1.
+As in the latter's code, batch norm takes the place of the bias b by default. Their code feeds a fixed number
+of frames drawn at random; here any number goes in, and padding is masked after the softmax: a zeroed score
+would still take a share of it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+
+
+class NetVLAD(nn.Module):
+    """(B, T, D) and a mask (B, T) in, (B, D·K) out; `clusters` is K, the descriptor's index d·K + k."""
+
+    def __init__(self, dim: int, *, clusters: int = 64, batch_norm: bool = True) -> None:
+        super().__init__()
+        if clusters < 1:
+            raise ValueError(f"NetVLAD: clusters={clusters}; expected at least 1")
+        self.out_dim = dim * clusters
+        self.assignment = nn.Parameter(torch.randn(dim, clusters) / math.sqrt(dim))
+        self.norm = MaskedBatchNorm(clusters) if batch_norm else None
+        self.bias = nn.Parameter(torch.randn(clusters) / math.sqrt(dim)) if not batch_norm else 0.0
+        self.centres = nn.Parameter(torch.randn(dim, clusters) / math.sqrt(dim))
+
+    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pool the real frames; a video without any gives zeros."""
+        logits = torch.einsum("btd,dk->btk", frames, self.assignment)
+        logits = self.norm(logits, mask) if self.norm is not None else logits + self.bias
+        assigned = logits.softmax(-1)  # (B, T, K)
+        if mask is not None:
+            assigned = assigned.masked_fill(~mask[..., None], 0.0)
+        summed = torch.einsum("btd,btk->bdk", frames.to(assigned.dtype), assigned)
+        vlad = summed - self.centres * assigned.sum(1)[:, None, :]  # (B, D, K)
+        vlad = F.normalize(vlad, dim=1, eps=1e-6).flatten(1)  # (B, D·K)
+        return F.normalize(vlad, dim=1, eps=1e-6)

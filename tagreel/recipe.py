@@ -1,0 +1,439 @@
+"""A recipe: everything that makes a tagger and its training, as typed data.
+
+A slot holds `functools.partial` of the class that fills it, `pool=partial(NetVLAD, clusters=256)`: the class
+declares its options once, in its constructor; `model.build` supplies the widths. A recipe checks itself when
+it is made, is found by the name of its variable in `tagreel.recipes` (or in a file of yours), is changed
+with `override` and travels as JSON inside every checkpoint.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import inspect
+import json
+import math
+import pkgutil
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from tagreel.errors import RecipeError
+
+Part = partial[Any]
+_SAFE_PACKAGES = ("tagreel", "torch.optim")
+_OWN_FILES: set[str] = set()
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """Where a recipe comes from: the paper, what it published, and how far we have checked it."""
+
+    name: str = ""
+    summary: str = ""
+    paper: str = ""
+    published: Mapping[str, float] = field(default_factory=dict)
+    parameters: int | None = None
+    checked: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """One branch from frames to a vector: features, then transforms, then a pool.
+
+    `inputs` names the features it reads, concatenated frame by frame (early fusion); empty means the feature
+    of the stream's own name. What the streams pool is concatenated in their order (late fusion). A transform
+    is called with (frames, mask) and a pool likewise.
+    """
+
+    pool: Part
+    inputs: tuple[str, ...] = ()
+    transforms: tuple[Part, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a recipe is trained.
+
+    `epochs` or `steps` says how long (steps wins). `schedule` maps examples seen to a factor on the
+    optimizer's rate. `clip` bounds each tensor's gradient norm by `clip_norm`, as the references do, or that
+    of all together. `mixup` is the α of Beta(α, α): pooled descriptors and labels of two videos are mixed
+    (0: not). `ema` is the decay of the averaged weights that are evaluated and kept (0: none). `head_l2`
+    adds head_l2 · ½ Σ w² over the head's matrices. `precision` is that of matrix products. The checkpoint
+    with the highest `best_by` on validation is kept as the best.
+    """
+
+    optimizer: Part
+    schedule: Part
+    batch_size: int = 128
+    epochs: float = 5.0
+    steps: int | None = None
+    accumulate: int = 1
+    clip: Literal["tensor", "global", "none"] = "tensor"
+    clip_norm: float = 1.0
+    mixup: float = 0.0
+    ema: float = 0.0
+    head_l2: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    best_by: Literal["gap@20", "map", "map_top20", "hit@1", "perr"] = "gap@20"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A tagger and its training.
+
+    `features` gives each feature's width, None for "as in the data"; likewise `classes`. A video may lack the
+    `optional` features; they are zeros then. `joint_l2_norm` scales each frame, all features together, to
+    length one. `body` are parts (B, D) -> (B, D') between the joined streams and the head, `output` parts on
+    the head's logits. `batch_norm_momentum` holds for every batch norm (TF-Slim, in the references: 0.001).
+    """
+
+    features: Mapping[str, int | None]
+    streams: Mapping[str, Stream]
+    head: Part
+    loss: Part
+    sampling: Part
+    evaluation_sampling: Part
+    training: Training
+    body: tuple[Part, ...] = ()
+    output: tuple[Part, ...] = ()
+    classes: int | None = None
+    optional: tuple[str, ...] = ()
+    joint_l2_norm: bool = False
+    batch_norm_momentum: float = 0.01
+    about: About = About()
+
+    def __post_init__(self) -> None:
+        _check(self, "")
+        for name, stream in self.streams.items():
+            if "." in name:
+                raise RecipeError(f"streams: the name {name!r} holds a dot; --set could not reach it")
+            for feature in stream.inputs or (name,):
+                if feature not in self.features:
+                    raise RecipeError(
+                        f"streams.{name}: no feature {feature!r}; the recipe has: {', '.join(self.features)}"
+                    )
+        for feature in self.optional:
+            if feature not in self.features:
+                raise RecipeError(f"optional: no feature {feature!r}; there are: {', '.join(self.features)}")
+        if not self.streams:
+            raise RecipeError("streams: a recipe needs at least one")
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        training = self.training
+        positive = ("batch_size", "accumulate", "epochs", "steps", "clip_norm")
+        for name in positive:
+            if (value := getattr(training, name)) is not None and not 0 < value < math.inf:
+                raise RecipeError(f"training.{name} is {value}; expected more than 0")
+        for name in ("mixup", "head_l2"):
+            if (value := getattr(training, name)) < 0:
+                raise RecipeError(f"training.{name} is {value}; expected 0 or more")
+        if not 0 <= training.ema < 1:
+            raise RecipeError(f"training.ema is {training.ema}; expected 0 (none) to less than 1")
+        if not 0 < self.batch_norm_momentum <= 1:
+            raise RecipeError(f"batch_norm_momentum is {self.batch_norm_momentum}; expected more than 0 to 1")
+        sizes = {f"features.{name}": width for name, width in self.features.items()}
+        for name, size in {**sizes, "classes": self.classes}.items():
+            if size is not None and size < 1:
+                raise RecipeError(f"{name} is {size}; expected at least 1")
+        # These cost nothing to make, and say themselves what they cannot be.
+        slots = {
+            "loss": self.loss,
+            "sampling": self.sampling,
+            "evaluation_sampling": self.evaluation_sampling,
+            "training.schedule": training.schedule,
+        }
+        for name, part in slots.items():
+            try:
+                part()
+            except (ValueError, TypeError) as error:
+                raise RecipeError(f"{name}: {error}") from error
+
+
+def names() -> dict[str, Recipe]:
+    """Every recipe of the package by name (`willow-gated-netvlad-256`), in the order of the files."""
+    found: dict[str, Recipe] = {}
+    package = importlib.import_module("tagreel.recipes")
+    for info in pkgutil.walk_packages(package.__path__, "tagreel.recipes."):
+        if not info.ispkg:
+            found |= _recipes_in(vars(importlib.import_module(info.name)))
+    return found
+
+
+def find(name: str, *, trust: tuple[str, ...] = ()) -> Recipe:
+    """The recipe of that name, of a JSON file, or of a Python file (`my_recipes.py:my_tagger`)."""
+    path, _, variable = name.partition(".py:") if ".py:" in name else (name, "", "")
+    if path.endswith(".json"):
+        return load(Path(path), trust=trust)
+    if variable or path.endswith(".py"):
+        file = path if path.endswith(".py") else path + ".py"
+        recipes = _recipes_in(vars(_module_of(Path(file))))
+        wanted = variable.replace("_", "-")
+        if not wanted and len(recipes) == 1:
+            return next(iter(recipes.values()))
+        if wanted not in recipes:
+            raise RecipeError(
+                f"{file}: say which recipe, {file}:NAME; it has: {', '.join(recipes) or 'none'}"
+            )
+        return recipes[wanted]
+    recipes = names()
+    wanted = name.replace("_", "-")
+    if wanted not in recipes:
+        close = difflib.get_close_matches(wanted, recipes, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise RecipeError(f"no recipe {name!r}; {hint}(tagreel recipes lists them all)")
+    return recipes[wanted]
+
+
+def _module_of(file: Path) -> types.ModuleType:
+    """Run a user's file as the module of its name, so that its classes can be found again by theirs."""
+    if not file.is_file():
+        raise RecipeError(f"{file}: No such file")
+    if file.stem in sys.modules and file.stem not in _OWN_FILES:
+        raise RecipeError(f"{file}: a module {file.stem!r} is loaded already; give the file another name")
+    sys.path.insert(0, str(file.resolve().parent))
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    _OWN_FILES.add(file.stem)
+    module = sys.modules[file.stem] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except RecipeError:
+        raise
+    except Exception as error:
+        del sys.modules[file.stem]
+        raise RecipeError(f"{file}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _recipes_in(namespace: Mapping[str, Any]) -> dict[str, Recipe]:
+    found = {}
+    for variable, value in namespace.items():
+        if isinstance(value, Recipe) and not variable.startswith("_"):
+            name = variable.replace("_", "-")
+            found[name] = replace(value, about=replace(value.about, name=name))
+    return found
+
+
+def override(recipe: Recipe, setting: str, *, trust: tuple[str, ...] = ()) -> Recipe:
+    """The recipe with one setting changed: `streams.rgb.pool.clusters=128`, `head=tagreel.heads.x.Y`."""
+    path, equals, text = setting.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {setting}: expected PATH=VALUE, for example training.batch_size=256")
+    changed = _set(recipe, path.strip().split("."), text.strip(), "", trust)
+    assert isinstance(changed, Recipe)
+    if path.strip() == "training.epochs":
+        # Or a recipe that counts in steps would pass over the setting.
+        return replace(changed, training=replace(changed.training, steps=None))
+    return changed
+
+
+def _set(node: Any, keys: list[str], text: str, where: str, trust: tuple[str, ...], hint: Any = Any) -> Any:
+    if not keys:
+        value = _parse(text, trust)
+        # What only fits as the text it is stays that: clip=none, or a file whose name is a number.
+        return text if _fits(text, hint) and not _fits(value, hint) else value
+    key, rest = keys[0], keys[1:]
+    here = f"{where}.{key}" if where else key
+    if isinstance(node, partial):
+        options = _options(node.func)
+        if key not in options:
+            raise _no_such(where, f"{node.func.__name__} has no option", key, options)
+        current = node.keywords.get(key, options[key].default)
+        declared = _hints(getattr(node.func, "__init__", node.func)).get(key, Any)
+        return partial(node.func, **{**node.keywords, key: _set(current, rest, text, here, trust, declared)})
+    if is_dataclass(node) and not isinstance(node, type):
+        known = [f.name for f in fields(node)]
+        if key not in known:
+            raise _no_such(where or "recipe", "there is no setting", key, known)
+        declared = _hints(type(node))[key]
+        return replace(node, **{key: _set(getattr(node, key), rest, text, here, trust, declared)})
+    if isinstance(node, Mapping):
+        if key not in node:
+            raise _no_such(where, "there is no", key, node)
+        return {**node, key: _set(node[key], rest, text, here, trust)}
+    if isinstance(node, tuple):
+        if not key.isdigit() or int(key) >= len(node):
+            raise _no_such(where, "there is no item", key, [str(i) for i in range(len(node))])
+        index = int(key)
+        return (*node[:index], _set(node[index], rest, text, here, trust), *node[index + 1 :])
+    raise RecipeError(f"{here}: {where} is {node!r} and has nothing inside")
+
+
+def _parse(text: str, trust: tuple[str, ...]) -> Any:
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    if text.startswith(tuple(f"{package}." for package in (*_SAFE_PACKAGES, *trust))):
+        return partial(_import_class(text, trust))
+    try:
+        return _tupled(ast.literal_eval(text))
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(map(_tupled, value)) if isinstance(value, list | tuple) else value
+
+
+def _no_such(where: str, what: str, key: str, known: typing.Iterable[str]) -> RecipeError:
+    listed = list(known)
+    close = difflib.get_close_matches(key, listed, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return RecipeError(f"{where}: {what} {key!r}{hint} (it has: {', '.join(listed) or 'none'})")
+
+
+def _options(func: Any) -> dict[str, inspect.Parameter]:
+    """What a recipe may set of a class: the constructor's parameters that have a default."""
+    parameters = inspect.signature(func).parameters
+    return {name: p for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+
+
+def _check(node: Any, where: str) -> None:
+    """Raise `RecipeError` for the first name or value in the tree that does not fit its declaration."""
+    if isinstance(node, partial):
+        if node.args:
+            raise RecipeError(f"{where}: partial({node.func.__name__}, ...) takes its options by keyword")
+        options, hints = _options(node.func), _hints(getattr(node.func, "__init__", node.func))
+        for name, value in node.keywords.items():
+            if name not in options:
+                raise _no_such(where, f"{node.func.__name__} has no option", name, options)
+            _check_value(value, hints.get(name, Any), f"{where}.{name}")
+            _check(value, f"{where}.{name}")
+    elif is_dataclass(node) and not isinstance(node, type):
+        hints = _hints(type(node))
+        for item in fields(node):
+            here = f"{where}.{item.name}" if where else item.name
+            _check_value(getattr(node, item.name), hints[item.name], here)
+            _check(getattr(node, item.name), here)
+    elif isinstance(node, Mapping):
+        for name, value in node.items():
+            _check(value, f"{where}.{name}")
+    elif isinstance(node, tuple):
+        for index, value in enumerate(node):
+            _check(value, f"{where}.{index}")
+
+
+def _hints(thing: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(thing)
+    except NameError:  # a foreign class whose annotations need names we do not have
+        return {}
+
+
+def _check_value(value: Any, hint: Any, where: str) -> None:
+    if not _fits(value, hint):
+        shown = hint.__name__ if isinstance(hint, type) else str(hint)
+        for module in ("collections.abc.", "functools.", "typing.", "tagreel.recipe."):
+            shown = shown.replace(module, "")
+        found = value.func.__name__ if isinstance(value, partial) else repr(value)
+        raise RecipeError(f"{where}: expected {shown}, found {found}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, choice) for choice in args)
+    if origin is Literal:
+        return value in args
+    if origin is partial:
+        return isinstance(value, partial)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if args[-1:] == (Ellipsis,):
+            return all(_fits(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(_fits, value, args))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(_fits(item, args[1]) for item in value.values())
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def to_json(recipe: Recipe) -> dict[str, Any]:
+    """Plain data with every option spelled out, so that a later change of a default changes nothing here."""
+    encoded = _encode(recipe)
+    assert isinstance(encoded, dict)
+    return encoded
+
+
+def from_json(data: Any, *, where: str = "recipe", trust: tuple[str, ...] = ()) -> Recipe:
+    """The recipe that `to_json` wrote. Classes are taken from tagreel and torch.optim, and from `trust`."""
+    try:
+        values = {key: _decode(value, trust) for key, value in dict(data).items()}
+        values["streams"] = {name: Stream(**stream) for name, stream in values["streams"].items()}
+        values["training"] = Training(**values["training"])
+        values["about"] = About(**values.get("about", {}))
+        return Recipe(**values)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise RecipeError(f"{where}: not a recipe as tagreel writes it: {error}") from error
+
+
+def load(path: Path, *, trust: tuple[str, ...] = ()) -> Recipe:
+    """The recipe in a JSON file."""
+    try:
+        return from_json(json.loads(path.read_text(encoding="utf-8")), where=str(path), trust=trust)
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecipeError(f"{path}: not JSON: {error}") from error
+
+
+def _encode(node: Any) -> Any:
+    if isinstance(node, partial):
+        defaults = {name: p.default for name, p in _options(node.func).items()}
+        options = {name: _encode(value) for name, value in (defaults | node.keywords).items()}
+        module, name = node.func.__module__, node.func.__qualname__
+        if getattr(sys.modules.get(module), name, None) is not node.func:
+            raise RecipeError(f"{module}.{name} cannot be found again by that name; define it in a module")
+        return {"class": f"{node.func.__module__}.{node.func.__qualname__}", "options": options}
+    if is_dataclass(node) and not isinstance(node, type):
+        return {item.name: _encode(getattr(node, item.name)) for item in fields(node)}
+    if isinstance(node, Mapping):
+        return {name: _encode(value) for name, value in node.items()}
+    if isinstance(node, tuple | list):
+        return [_encode(value) for value in node]
+    return node
+
+
+def _decode(value: Any, trust: tuple[str, ...]) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"class", "options"}:
+            options = {name: _decode(option, trust) for name, option in value["options"].items()}
+            return partial(_import_class(value["class"], trust), **options)
+        return {name: _decode(item, trust) for name, item in value.items()}
+    return tuple(_decode(item, trust) for item in value) if isinstance(value, list) else value
+
+
+def _import_class(name: str, trust: tuple[str, ...]) -> type:
+    """Import a class from a trusted package, and nothing that merely is at hand in one of its modules."""
+    allowed = tuple(f"{package}." for package in (*_SAFE_PACKAGES, *trust))
+    module, _, attribute = name.rpartition(".")
+    if not name.startswith(allowed):
+        raise RecipeError(
+            f"{name} is not of a trusted package ({', '.join((*_SAFE_PACKAGES, *trust))}); "
+            f"if you know it: --trust {module.partition('.')[0]}"
+        )
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        ours = name.startswith("tagreel.")
+        where = "in this version of tagreel" if ours else "here; install its package, or go to its folder"
+        raise RecipeError(f"there is no {name} {where}") from error
+    if not isinstance(found, type) or not f"{found.__module__}.".startswith(allowed):
+        raise RecipeError(f"{name} is not a class of a trusted package")
+    return found

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tagreel.layers.projection import Projection
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_multiplies_and_adds(assert_follows, bias):
+    def naive(layer, rows):
+        weight = layer.linear.weight
+        return torch.stack(
+            [
+                torch.stack(
+                    [
+                        sum(weight[j, i] * row[i] for i in range(4)) + (layer.linear.bias[j] if bias else 0)
+                        for j in range(3)
+                    ]
+                )
+                for row in rows
+            ]
+        )
+
+    torch.manual_seed(0)
+    assert_follows(Projection(4, width=3, bias=bias), naive, torch.randn(5, 4))
+
+
+def test_first_weights_are_nextvlads_or_those_of_the_given_deviation():
+    torch.manual_seed(0)
+    he = Projection(512, width=256)
+    assert he.linear.weight.std().item() == pytest.approx((2 / 512) ** 0.5, rel=0.02)
+    assert he.linear.weight.abs().max().item() <= 2 * (2.6 / 512) ** 0.5 * 1.0001
+    assert not he.linear.bias.any()
+    willow = Projection(512, width=256, std=1 / 16)
+    assert willow.linear.weight.std().item() == pytest.approx(1 / 16, rel=0.02)
+    assert willow.linear.bias.std().item() == pytest.approx(0.01, rel=0.2)
