@@ -81,6 +81,7 @@ def save(
         "features": model.features,
         "classes": model.classes,
         "label_names": model.label_names,
+        "fired": model.fired,
         "facts": dict(facts),
     }
     write_json(partial / "model.json", description)
@@ -175,6 +176,7 @@ def load(
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"not a model as tagreel writes it: {error!r}", path=where) from error
     weights = read_tensors(folder / "model.safetensors")
+    model.fire(description.get("fired", True) is True)
     model.to_empty(device="cpu")
     load_weights(model, weights, path=str(folder / "model.safetensors"))
     return model.to(device).eval()

@@ -112,9 +112,7 @@ def evaluate(
     try:
         for _, batch in loader.epoch():
             batch = batch.to(device)
-            with model.autocast():
-                logits = model.logits(batch)
-            scores = torch.sigmoid(logits.float())
+            scores = model.probabilities(batch)
             rated = batch.rated(model.classes)
             try:
                 scorer.update(scores, batch.labels(model.classes), rated)

@@ -190,10 +190,15 @@ class Loader:
             if (frames := example.streams.get(name)) is not None and len(frames)
         }
         longest = max(map(len, streams.values()), default=0)
-        choice = self.sampling(longest, (self.seed, epoch, position))
+        seed = (self.seed, epoch, position)
+        choice = self.sampling(longest, seed)
+        aligned = getattr(self.sampling, "aligned", True)
         # A one-frame stream beside longer ones is the video's vector, not its first second.
         example.streams = {
-            name: frames[choice] if len(frames) == longest else frames for name, frames in streams.items()
+            name: (frames[choice] if aligned else frames[self.sampling(longest, (*seed, number))])
+            if len(frames) == longest
+            else frames
+            for number, (name, frames) in enumerate(streams.items())
         }
         return example
 

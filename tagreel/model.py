@@ -1,4 +1,4 @@
-"""The model: a transform and a pool per stream, joined, a body, a head. Built from a recipe."""
+"""The model: transforms and a pool per stream, a join, a body, a head. Built from a recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tagreel.batch import Batch, dequantize, frame_mask
+from tagreel.batch import Batch, dequantize
 from tagreel.errors import DataError, RecipeError
 from tagreel.layers.l2_norm import joint_l2_norm
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
@@ -28,32 +28,17 @@ class Tag:
     probability: float
 
 
-class Tagger(nn.Module):
-    """Frames of every stream in, logits (B, C) out; made by `build`, trained by `train`, loaded by `load`."""
+class Network(nn.Module):
+    """Streams, their join, a body and a head: what a `Tagger` is, or one of a mixture's several."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        *,
-        features: Mapping[str, int],
-        classes: int,
-        label_names: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, recipe: Recipe, features: Mapping[str, int], classes: int) -> None:
         super().__init__()
-        self.recipe, self.features, self.classes = recipe, dict(features), classes
-        self.label_names = list(label_names) if label_names is not None else _numbered(classes)
-        self.has_label_names = label_names is not None and list(label_names) != _numbered(classes)
-        if len(self.label_names) != classes:
-            raise RecipeError(
-                f"there are {len(self.label_names):,} label names and {classes:,} classes; give the names of "
-                "this data set with --labels FILE, or their number with --set classes=N"
-            )
-        self.streams = nn.ModuleDict()
-        width = 0
-        for name, stream in recipe.streams.items():
-            branch = _Branch(stream, name, features)
-            self.streams[name] = branch
-            width += branch.out_dim
+        branches = {name: _Branch(stream, name, features) for name, stream in recipe.streams.items()}
+        self.streams = nn.ModuleDict(branches)
+        widths = tuple(branch.out_dim for branch in branches.values())
+        self.join = None if recipe.join is None else _make(recipe.join, "join", widths)
+        self.descriptor_dim: int = sum(widths) if self.join is None else self.join.out_dim
+        width = self.descriptor_dim
         self.body = nn.ModuleList()
         for index, part in enumerate(recipe.body):
             module = _make(part, f"body.{index}", width)
@@ -63,12 +48,77 @@ class Tagger(nn.Module):
         self.output = nn.ModuleList(
             _make(part, f"output.{index}", classes) for index, part in enumerate(recipe.output)
         )
+        self.late = nn.ModuleList(
+            _make(part, f"late.{index}", classes) for index, part in enumerate(recipe.late)
+        )
+        self.fired = True  # whether the late parts take part
+
+    def pool(self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+        """Frames (B, T, D) and masks (B, T) of every feature to one descriptor a video, (B, P)."""
+        pooled = [branch(frames, masks) for branch in self.streams.values()]
+        return torch.cat(pooled, dim=1) if self.join is None else self.join(pooled)
+
+    def classify(self, descriptor: Tensor) -> Tensor:
+        """Descriptors (B, P) to logits (B, C)."""
+        for part in self.body:
+            descriptor = part(descriptor)
+        logits: Tensor = self.head(descriptor)
+        for part in (*self.output, *(self.late if self.fired else ())):
+            logits = part(logits)
+        return logits
+
+
+class Tagger(Network):
+    """Frames of every stream in, logits (B, C) out; made by `build`, trained by `train`, loaded by `load`.
+
+    With a recipe's `mixture` it holds several networks in `branches`, and a gate over their logits.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        features: Mapping[str, int],
+        classes: int,
+        label_names: Sequence[str] | None = None,
+    ) -> None:
+        if recipe.mixture is None:
+            super().__init__(recipe, features, classes)
+            self.mixture = None
+        else:
+            nn.Module.__init__(self)
+            self.fired = True
+            self.mixture = _make(recipe.mixture, "mixture", sum(features.values()))
+            self.branches = nn.ModuleList(
+                Network(recipe, features, classes) for _ in range(self.mixture.branches)
+            )
+        self.recipe, self.features, self.classes = recipe, dict(features), classes
+        self.label_names = list(label_names) if label_names is not None else _numbered(classes)
+        self.has_label_names = label_names is not None and list(label_names) != _numbered(classes)
+        if len(self.label_names) != classes:
+            raise RecipeError(
+                f"there are {len(self.label_names):,} label names and {classes:,} classes; give the names of "
+                "this data set with --labels FILE, or their number with --set classes=N"
+            )
         for norm in self.modules():
             if isinstance(norm, MaskedBatchNorm):
                 norm.momentum = recipe.batch_norm_momentum
 
+    @property
+    def networks(self) -> list[Network]:
+        """Itself, or the branches of a mixture."""
+        return [self] if self.mixture is None else list(self.branches)  # type: ignore[arg-type]
+
+    def fire(self, fired: bool) -> None:
+        """Whether the recipe's `late` parts take part from now on."""
+        for network in (self, *self.networks):
+            network.fired = fired
+
     def describe(self, streams: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
-        """Frames (B, T, D) and masks (B, T) of every feature to one descriptor a video, (B, ΣP)."""
+        """Frames (B, T, D) and masks (B, T) of every feature to one descriptor a video, (B, ΣP).
+
+        That of a mixture holds the branches' descriptors and then the mean frame, which its gate reads.
+        """
         frames = {
             # Masked again here: the float of a padded byte is not zero.
             name: dequantize(streams[name]) * masks[name][..., None]
@@ -76,16 +126,19 @@ class Tagger(nn.Module):
         }
         if self.recipe.joint_l2_norm:
             frames = joint_l2_norm(frames)
-        return torch.cat([branch(frames, masks) for branch in self.streams.values()], dim=1)
+        if self.mixture is None:
+            return self.pool(frames, masks)
+        means = [x.sum(1) / masks[name].sum(1, keepdim=True).clamp_min(1) for name, x in frames.items()]
+        return torch.cat([*(network.pool(frames, masks) for network in self.networks), *means], dim=1)
 
     def classify(self, descriptor: Tensor) -> Tensor:
         """Descriptors to logits (B, C)."""
-        for part in self.body:
-            descriptor = part(descriptor)
-        logits: Tensor = self.head(descriptor)
-        for part in self.output:
-            logits = part(logits)
-        return logits
+        if self.mixture is None:
+            return super().classify(descriptor)
+        widths = [network.descriptor_dim for network in self.networks]
+        *descriptors, mean = torch.split(descriptor, [*widths, descriptor.shape[1] - sum(widths)], dim=1)
+        pairs = zip(self.networks, descriptors, strict=True)
+        return self.mixture(mean, [network.classify(part) for network, part in pairs])  # type: ignore[no-any-return]
 
     def forward(self, streams: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
         """Frames and masks of every feature to logits (B, C)."""
@@ -94,6 +147,17 @@ class Tagger(nn.Module):
     def logits(self, batch: Batch) -> Tensor:
         """Logits (B, C) of a batch that lies on this model's device."""
         return self(batch.streams, batch.masks())  # type: ignore[no-any-return]
+
+    def probabilities(self, batch: Batch) -> Tensor:
+        """Probabilities (B, C) of a batch that lies on this model's device, by the recipe's `inference`."""
+
+        def once(batch: Batch) -> Tensor:
+            with self.autocast():
+                logits = self.logits(batch)
+            return torch.sigmoid(logits.float())
+
+        inference = self.recipe.inference
+        return once(batch) if inference is None else inference()(once, batch)
 
     @torch.inference_mode()
     def scores(self, frames_by_stream: Mapping[str, Any], num_frames: Any = None) -> Tensor:
@@ -105,13 +169,13 @@ class Tagger(nn.Module):
         """
         device = next(self.parameters()).device
         size = max(map(len, frames_by_stream.values()), default=0)
-        streams, masks = {}, {}
+        streams, lengths = {}, {}
         for name, width in self.features.items():
             if name not in frames_by_stream:
                 if name not in self.recipe.optional:
                     raise DataError(f"no {name!r}; got: {', '.join(frames_by_stream)}", path="predict")
                 streams[name] = torch.zeros(size, 1, width, device=device)
-                masks[name] = torch.zeros(size, 1, dtype=torch.bool, device=device)
+                lengths[name] = torch.zeros(size, dtype=torch.int64, device=device)
                 continue
             frames = _on_device(frames_by_stream[name], device)
             if frames.ndim != 3 or len(frames) != size or frames.shape[1] < 1 or frames.shape[2] != width:
@@ -133,15 +197,21 @@ class Tagger(nn.Module):
                         f"{frames.shape[1]:,}",
                         path="predict",
                     )
-            streams[name], masks[name] = frames, frame_mask(counts, frames.shape[1])
+            streams[name], lengths[name] = frames, counts
             if frames.is_floating_point() and not frames.isfinite().all():
                 raise DataError(f"{name!r} holds numbers that are not finite", path="predict")
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        batch = Batch(
+            ids=[""] * size,
+            streams=streams,
+            num_frames=lengths,
+            label_ids=none,
+            label_counts=none.new_zeros(size),
+        )
         training = self.training
         self.eval()
         try:
-            with self.autocast():
-                logits = self(streams, masks)
-            return torch.sigmoid(logits.float())
+            return self.probabilities(batch)
         finally:
             self.train(training)
 
@@ -254,7 +324,7 @@ def _numbered(classes: int) -> list[str]:
     return [f"class {c}" for c in range(classes)]
 
 
-def _make(part: Part, where: str, *sizes: int) -> Any:
+def _make(part: Part, where: str, *sizes: int | tuple[int, ...]) -> Any:
     """Fill a slot; raises `RecipeError` that names it when the class refuses its options or its place."""
     try:
         return part(*sizes)

@@ -63,9 +63,10 @@ class Optimization:
 
     def _regularize(self) -> None:
         if self.training.head_l2:
-            for parameter in self.model.head.parameters():
-                if parameter.ndim > 1 and parameter.grad is not None:
-                    parameter.grad.add_(parameter.detach(), alpha=self.training.head_l2)
+            for network in self.model.networks:
+                for parameter in network.head.parameters():
+                    if parameter.ndim > 1 and parameter.grad is not None:
+                        parameter.grad.add_(parameter.detach(), alpha=self.training.head_l2)
 
     def _clip(self) -> None:
         with_gradient = [p for p in self.model.parameters() if p.grad is not None]

@@ -112,9 +112,7 @@ def predict(
 
 
 def _rows(model: Tagger, batch: Batch, device: torch.device, top_k: int) -> pa.Table:
-    with model.autocast():
-        logits = model.logits(batch.to(device))
-    best, classes = top_classes(torch.sigmoid(logits.float()), top_k)
+    best, classes = top_classes(model.probabilities(batch.to(device)), top_k)
     labels = classes.cpu()
     names = [[model.label_names[label] for label in row] for row in labels.tolist()]
     scores = pa.array(best.cpu().numpy().reshape(-1))

@@ -66,8 +66,10 @@ class Training:
     optimizer's rate. `clip` bounds each tensor's gradient norm by `clip_norm`, as the references do, or that
     of all together. `mixup` is the α of Beta(α, α): pooled descriptors and labels of two videos are mixed
     (0: not). `ema` is the decay of the averaged weights that are evaluated and kept (0: none). `head_l2`
-    adds head_l2 · ½ Σ w² over the head's matrices. `precision` is that of matrix products. The checkpoint
-    with the highest `best_by` on validation is kept as the best.
+    adds head_l2 · ½ Σ w² over the head's matrices. `precision` is that of matrix products. The recipe's
+    `late` parts join in after `late_epochs`. With a teacher's predictions, `forgive` is the share of each
+    class's negatives, the likeliest by the teacher, that the loss leaves out. The checkpoint with the highest
+    `best_by` on validation is kept as the best.
     """
 
     optimizer: Part
@@ -81,6 +83,8 @@ class Training:
     mixup: float = 0.0
     ema: float = 0.0
     head_l2: float = 0.0
+    late_epochs: float = 0.0
+    forgive: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     best_by: Literal["gap@20", "map", "map_top20", "hit@1", "perr"] = "gap@20"
 
@@ -91,8 +95,11 @@ class Recipe:
 
     `features` gives each feature's width, None for "as in the data"; likewise `classes`. A video may lack the
     `optional` features; they are zeros then. `joint_l2_norm` scales each frame, all features together, to
-    length one. `body` are parts (B, D) -> (B, D') between the joined streams and the head, `output` parts on
-    the head's logits. `batch_norm_momentum` holds for every batch norm (TF-Slim, in the references: 0.001).
+    length one. `join` makes one vector of what the streams pool (None: side by side). `body` are parts
+    (B, D) -> (B, D') between it and the head, `output` parts on the head's logits, and `late` such parts that
+    begin after `training.late_epochs` (CMU's late fire). `mixture` trains several such networks under one
+    gate. `inference` is how a trained model scores a video, `tagreel.inference` (None: its frames, once).
+    `batch_norm_momentum` holds for every batch norm (TF-Slim, in the references: 0.001).
     """
 
     features: Mapping[str, int | None]
@@ -104,6 +111,10 @@ class Recipe:
     training: Training
     body: tuple[Part, ...] = ()
     output: tuple[Part, ...] = ()
+    join: Part | None = None
+    late: tuple[Part, ...] = ()
+    mixture: Part | None = None
+    inference: Part | None = None
     classes: int | None = None
     optional: tuple[str, ...] = ()
     joint_l2_norm: bool = False
@@ -133,11 +144,13 @@ class Recipe:
         for name in positive:
             if (value := getattr(training, name)) is not None and not 0 < value < math.inf:
                 raise RecipeError(f"training.{name} is {value}; expected more than 0")
-        for name in ("mixup", "head_l2"):
+        for name in ("mixup", "head_l2", "late_epochs"):
             if (value := getattr(training, name)) < 0:
                 raise RecipeError(f"training.{name} is {value}; expected 0 or more")
         if not 0 <= training.ema < 1:
             raise RecipeError(f"training.ema is {training.ema}; expected 0 (none) to less than 1")
+        if not 0 <= training.forgive < 1:
+            raise RecipeError(f"training.forgive is {training.forgive}; expected 0 (none) to less than 1")
         if not 0 < self.batch_norm_momentum <= 1:
             raise RecipeError(f"batch_norm_momentum is {self.batch_norm_momentum}; expected more than 0 to 1")
         sizes = {f"features.{name}": width for name, width in self.features.items()}
@@ -150,8 +163,11 @@ class Recipe:
             "sampling": self.sampling,
             "evaluation_sampling": self.evaluation_sampling,
             "training.schedule": training.schedule,
+            "inference": self.inference,
         }
         for name, part in slots.items():
+            if part is None:
+                continue
             try:
                 part()
             except (ValueError, TypeError) as error:

@@ -54,6 +54,78 @@ class RandomSequence:
         return slice(start, min(start + self.frames, num_frames))
 
 
+class ShuffledFrames:
+    """All of the first `max_frames` frames, out of order, to see what order is worth."""
+
+    def __init__(self, *, max_frames: int = 300) -> None:
+        _at_least_one("max_frames", max_frames)
+        self.max_frames = max_frames
+
+    def __call__(self, num_frames: int, seed: tuple[int, ...]) -> FrameChoice:
+        """A random order of frames 0 ... min(F, max_frames) - 1."""
+        return np.random.default_rng(seed).permutation(min(num_frames, self.max_frames))
+
+
+class RandomFraction:
+    """A random share of the frames, in their order; CMU Informedia's frame models see 80 %.
+
+    `max_frames` bounds how many that are ("180f" in the names of CMU's models), None does not.
+    """
+
+    def __init__(self, *, fraction: float = 0.8, max_frames: int | None = None) -> None:
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction is {fraction}; expected more than 0 to 1")
+        if max_frames is not None:
+            _at_least_one("max_frames", max_frames)
+        self.fraction, self.max_frames = fraction, max_frames
+
+    def __call__(self, num_frames: int, seed: tuple[int, ...]) -> FrameChoice:
+        """round(fraction · F) different frames, one at least."""
+        taken = min(max(round(self.fraction * num_frames), 1), self.max_frames or num_frames, num_frames)
+        return np.sort(np.random.default_rng(seed).permutation(num_frames)[:taken])
+
+
+class Crop:
+    """Every `stride`-th frame from a random start, Tsinghua's random cropping, arXiv 1706.09274.
+
+    The start is uniform in 0 ... starts - 1, and at most `frames` frames are taken. The defaults are the
+    paper's rule; the other branch of the authors' code is `Crop(starts=k, stride=k, frames=300 // k)`, and
+    `starts=5` their prediction. In both branches every feature drew its own start, so that picture and
+    sound were apart by up to nine seconds: `aligned=False`.
+    """
+
+    def __init__(self, *, starts: int = 10, stride: int = 5, frames: int = 45, aligned: bool = True) -> None:
+        for name, value in (("starts", starts), ("stride", stride), ("frames", frames)):
+            _at_least_one(name, value)
+        self.starts, self.stride, self.frames, self.aligned = starts, stride, frames, aligned
+
+    def __call__(self, num_frames: int, seed: tuple[int, ...]) -> FrameChoice:
+        """Frames s, s + stride, ...; a video shorter than the start begins at an earlier one."""
+        start = int(np.random.default_rng(seed).integers(max(min(self.starts, num_frames), 1)))
+        return slice(start, min(start + self.stride * self.frames, num_frames), self.stride)
+
+
+class RandomSegment:
+    """The whole video or one of its `segments` equal parts, each as likely: CMU's temporal segments.
+
+    CMU Informedia added the three parts of every video to the training set, four times the data; drawing one
+    of the four at each visit is that on average. The frames F mod segments at the end are in no part, and a
+    video of fewer frames than parts is taken whole.
+    """
+
+    def __init__(self, *, segments: int = 3) -> None:
+        _at_least_one("segments", segments)
+        self.segments = segments
+
+    def __call__(self, num_frames: int, seed: tuple[int, ...]) -> FrameChoice:
+        """Frames [i · floor(F / segments), (i + 1) · floor(F / segments)) of part i, or all."""
+        length = num_frames // self.segments
+        part = int(np.random.default_rng(seed).integers(self.segments + 1))
+        if part == self.segments or length == 0:
+            return slice(0, num_frames)
+        return slice(part * length, (part + 1) * length)
+
+
 class EvenlySpaced:
     """At most `frames` frames spread over the whole video, in order; nothing is random."""
 

@@ -125,6 +125,7 @@ def train(
     steps_per_epoch = math.ceil(len(batches) / accumulate)
     total_steps = recipe.training.steps or max(round(recipe.training.epochs * steps_per_epoch), 1)
     total_examples = round(total_steps * len(data) / steps_per_epoch)
+    late_step = round(recipe.training.late_epochs * steps_per_epoch)
     validate_every = validate_every or steps_per_epoch
     log_every = log_every or min(max(total_steps // 100, 1), 1000)
 
@@ -178,6 +179,8 @@ def train(
             for next_batch, group in _groups(batches.epoch(state.epoch, start=state.batch), accumulate):
                 # One step.
                 seed_everything(seed, state.step)
+                model.fire(state.step >= late_step)
+                shown.fire(state.step >= late_step)
                 to_log_line = min(log_every - state.step % log_every, total_steps - state.step)
                 videos = sum(map(len, group))
                 for batch in group:
@@ -324,21 +327,29 @@ def _forward(
     """The loss, the logits (B, C) and the labels (B, C) they were held against."""
     labels, rated = batch.labels(model.classes), batch.rated(model.classes)
     descriptor = model.describe(batch.streams, batch.masks())
-    if not mixup:
-        logits = model.classify(descriptor)
-        return loss_function(logits, labels, rated), logits.detach(), labels
-    # Zhang et al., "mixup", arXiv 1710.09412, on pooled descriptors, so that lengths need not agree; one
-    # share a video. On a video-level record the descriptor is the input, and this is mixup as published.
-    share = torch.distributions.Beta(mixup, mixup).sample((len(labels), 1)).to(labels.device)
-    other = torch.randperm(len(labels), device=labels.device)
-    logits = model.classify(torch.lerp(descriptor[other], descriptor, share.to(descriptor.dtype)))
-    mixed = torch.lerp(labels[other], labels, share)
-    if rated is None:
-        return loss_function(logits, mixed), logits.detach(), mixed
-    # Two videos are seldom rated on the same classes, so each brings its own loss.
-    loss = loss_function(logits, labels, share * rated)
-    loss = loss + loss_function(logits, labels[other], (1 - share) * rated[other])
-    return loss, logits.detach(), mixed
+    target = labels
+    if mixup:
+        # Zhang et al., "mixup", arXiv 1710.09412, on pooled descriptors, so that lengths need not agree; one
+        # share a video. On a video-level record the descriptor is the input, and this is mixup as published.
+        share = torch.distributions.Beta(mixup, mixup).sample((len(labels), 1)).to(labels.device)
+        other = torch.randperm(len(labels), device=labels.device)
+        descriptor = torch.lerp(descriptor[other], descriptor, share.to(descriptor.dtype))
+        target = torch.lerp(labels[other], labels, share)
+
+    def loss_of(logits: Tensor) -> Tensor:
+        if not mixup or rated is None:
+            return loss_function(logits, target, rated)  # type: ignore[no-any-return]
+        # Two videos are seldom rated on the same classes, so each brings its own loss.
+        loss: Tensor = loss_function(logits, labels, share * rated)
+        return loss + loss_function(logits, labels[other], (1 - share) * rated[other])
+
+    logits = model.classify(descriptor)
+    loss: Tensor = loss_of(logits)
+    for module in model.modules():
+        # Parts that hold more logits than those that come out: a mixture's branches, a chain's supports.
+        if callable(total_loss := getattr(module, "total_loss", None)):
+            loss = total_loss(loss, loss_of)
+    return loss, logits.detach(), target
 
 
 def _groups(batches: Iterator[tuple[int, Batch]], size: int) -> Iterator[tuple[int, list[Batch]]]:

@@ -24,12 +24,22 @@ FOLDERS = {
     "losses": set(),
     "metrics": set(),
     "ensembles": set(),
-    "recipes": {"recipe", "sampling", "schedule", "layers", "pools", "heads", "losses", "ensembles"},
+    "recipes": {
+        "recipe",
+        "sampling",
+        "schedule",
+        "inference",
+        "layers",
+        "pools",
+        "heads",
+        "losses",
+        "ensembles",
+    },
 }
 
 # Data flows from left to right; a stage imports what stands before it, and the layers.
 STAGES = [
-    *("errors", "batch", "runtime", "vocabulary", "sampling", "schedule", "recipe"),
+    *("errors", "batch", "runtime", "vocabulary", "sampling", "schedule", "inference", "recipe"),
     *("source", "loader", "model", "checkpoint"),
     *("report", "evaluate", "predict", "check", "optimization", "log", "train", "demo", "display", "cli"),
 ]

@@ -10,7 +10,7 @@ import torch
 from tagreel.batch import Batch, dequantize
 from tagreel.errors import DataError
 from tagreel.loader import Loader, collate
-from tagreel.sampling import AllFrames, EvenlySpaced, RandomFrames
+from tagreel.sampling import AllFrames, Crop, EvenlySpaced, RandomFrames
 from tagreel.source import Source
 from tests.conftest import InMemory, video
 
@@ -193,6 +193,17 @@ def test_the_same_frames_are_taken_from_every_stream():
     )
     assert batch.num_frames["audio"].tolist() == [6]
     assert torch.equal(batch.streams["rgb"][..., :2], batch.streams["audio"])
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_features_are_cropped_together_unless_asked_otherwise(aligned):
+    frames = np.arange(100, dtype=np.uint8)[:, None]
+    data = InMemory([video(str(n), rgb=frames, audio=frames) for n in range(8)])
+    features = {"rgb": 1, "audio": 1}
+    batch = one(*data.shards[0].examples, features=features, sampling=Crop(frames=5, aligned=aligned))
+    starts = {name: x[:, 0, 0].tolist() for name, x in batch.streams.items()}
+    assert (starts["rgb"] == starts["audio"]) is aligned
+    assert all(x[:, 1, 0].tolist() == [s + 5 for s in starts[name]] for name, x in batch.streams.items())
 
 
 def test_random_frames_differ_by_video_and_by_epoch():

@@ -151,6 +151,35 @@ def test_early_fusion_lays_features_side_by_side():
         torch.testing.assert_close(descriptor[b], dequantize(frames).amax(0))
 
 
+class _Swapped(torch.nn.Module):
+    """A join that lays the streams side by side the other way round."""
+
+    def __init__(self, dims: tuple[int, ...]) -> None:
+        super().__init__()
+        self.out_dim = sum(dims)
+
+    def forward(self, descriptors):
+        return torch.cat(descriptors[::-1], dim=1)
+
+
+def test_a_join_makes_one_vector_of_what_the_streams_pool():
+    plain, joined = _built(), _built(join=partial(_Swapped))
+    batch = _videos()
+    first, second = (branch.out_dim for branch in plain.streams.values())
+    before, after = (m.describe(batch.streams, batch.masks()) for m in (plain, joined))
+    assert torch.equal(torch.cat([before[:, first:], before[:, :first]], dim=1), after)
+    assert after.shape == (3, first + second)
+
+
+def test_late_parts_take_part_once_they_are_fired():
+    model = _built(late=(partial(ContextGating),)).eval()
+    late = model.logits(_videos())
+    model.fire(False)
+    early = model.logits(_videos())
+    torch.testing.assert_close(model.late[0](early), late)
+    assert not torch.allclose(early, late)
+
+
 def test_early_fusion_keeps_frames_that_one_feature_lacks():
     # The second video has no audio, and the batch's audio ends before its pictures do.
     fused = _built(streams={"all": Stream(inputs=("rgb", "audio"), pool=partial(Mean))}, optional=("audio",))

@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tagreel.sampling import AllFrames, EvenlySpaced, RandomFrames, RandomSequence
+from tagreel.sampling import (
+    AllFrames,
+    Crop,
+    EvenlySpaced,
+    RandomFraction,
+    RandomFrames,
+    RandomSegment,
+    RandomSequence,
+    ShuffledFrames,
+)
 
 lengths = st.integers(0, 700)
 wanted = st.integers(1, 400)
@@ -65,9 +74,59 @@ def test_evenly_spaced_frames_cover_the_video(num_frames, frames):
         assert abs((taken[0] + 1) - (num_frames - taken[-1])) <= 1  # as far from the start as from the end
 
 
+@given(num_frames=lengths, seed=seeds)
+def test_shuffled_frames_are_all_of_them_in_another_order(num_frames, seed):
+    taken = _taken(ShuffledFrames(), num_frames, seed)
+    assert sorted(taken) == list(range(min(num_frames, 300)))
+    assert num_frames < 20 or taken != sorted(taken)
+
+
+@given(num_frames=lengths, fraction=st.floats(0.01, 1), max_frames=st.none() | wanted, seed=seeds)
+def test_a_random_fraction_is_in_order_and_without_repetition(num_frames, fraction, max_frames, seed):
+    taken = _taken(RandomFraction(fraction=fraction, max_frames=max_frames), num_frames, seed)
+    assert len(taken) == min(max(round(fraction * num_frames), 1), max_frames or 700, num_frames)
+    assert taken == sorted(set(taken))
+
+
+def test_every_frame_is_in_as_many_random_fractions_as_it_says():
+    counts = sum(
+        np.bincount(_taken(RandomFraction(fraction=0.8), 10, seed), minlength=10) for seed in range(1000)
+    )
+    assert counts == pytest.approx(np.full(10, 800), rel=0.1)
+
+
+def test_a_crop_is_the_one_of_the_paper():
+    crops = {tuple(_taken(Crop(), 300, seed)) for seed in range(200)}
+    assert crops == {tuple(range(s, s + 221, 5)) for s in range(10)}  # 45 frames, 3 ... 223 among them
+
+
+@given(num_frames=lengths, starts=st.integers(1, 30), stride=st.integers(1, 20), frames=wanted, seed=seeds)
+def test_a_crop_steps_evenly_and_stays_inside(num_frames, starts, stride, frames, seed):
+    taken = _taken(Crop(starts=starts, stride=stride, frames=frames), num_frames, seed)
+    assert len(taken) > 0 or num_frames == 0
+    if taken:
+        assert 0 <= taken[0] < min(starts, num_frames)
+        assert len(taken) == min(frames, -(-(num_frames - taken[0]) // stride))
+        assert set(np.diff(taken)) <= {stride}
+
+
+def test_a_random_segment_is_the_video_or_one_of_its_thirds():
+    found = [tuple(_taken(RandomSegment(), 122, seed)) for seed in range(800)]
+    thirds = [tuple(range(start, start + 40)) for start in (0, 40, 80)]
+    assert set(found) == {tuple(range(122)), *thirds}
+    assert min(found.count(kind) for kind in set(found)) > 150
+    assert all(_taken(RandomSegment(), 2, seed) == [0, 1] for seed in range(9))
+
+
 @settings(max_examples=20)
 @given(seed=seeds)
-@pytest.mark.parametrize("sampler", [RandomFrames(frames=9), RandomSequence(frames=9)])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        *(RandomFrames(frames=9), RandomSequence(frames=9), ShuffledFrames(), RandomFraction(fraction=0.3)),
+        *(Crop(), RandomSegment()),
+    ],
+)
 def test_the_same_generator_chooses_the_same_frames(sampler, seed):
     assert _taken(sampler, 100, seed) == _taken(sampler, 100, seed)
     assert any(_taken(sampler, 100, seed) != _taken(sampler, 100, seed + other) for other in range(1, 9))

@@ -10,15 +10,24 @@ from torch import Tensor, nn
 
 
 class L2Norm(nn.Module):
-    """(..., D) in, (..., D) out, each vector of length one; zeros stay zeros."""
+    """(..., D) in, (..., D) out, each vector of length one; zeros stay zeros.
 
-    def __init__(self, dim: int) -> None:
+    `parts` are the widths of modalities that lie side by side and are scaled each by itself, as CMU
+    Informedia and Tsinghua do; empty means that the vector is one.
+    """
+
+    def __init__(self, dim: int, *, parts: tuple[int, ...] = ()) -> None:
         super().__init__()
+        if parts and sum(parts) != dim:
+            raise ValueError(f"parts={parts} are {sum(parts):,} wide together; the vector is {dim:,}")
+        self.parts = list(parts) or [dim]
         self.out_dim = dim
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask` is not needed: padded frames are zeros and stay so."""
-        return F.normalize(x, dim=-1, eps=1e-6)
+        return torch.cat(
+            [F.normalize(part, dim=-1, eps=1e-6) for part in torch.split(x, self.parts, -1)], dim=-1
+        )
 
 
 def joint_l2_norm(streams: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from tagreel.layers.mixture import Mixture
+from tagreel.model import build, count_parameters
+
+
+def _inputs(branches=3):
+    torch.manual_seed(1)
+    return torch.randn(4, 6), [torch.randn(4, 5, requires_grad=True) for _ in range(branches)]
+
+
+def test_the_gate_weighs_the_branches():
+    torch.manual_seed(0)
+    mixture = Mixture(6).eval()
+    mean, logits = _inputs()
+    with torch.no_grad():
+        mixture.norm.running_mean.normal_()
+        mixture.gate.bias.normal_()
+    found = mixture(mean, logits)
+    for b in range(4):
+        normed = (mean[b] - mixture.norm.running_mean) / torch.sqrt(mixture.norm.running_var + 1e-3)
+        scores = [mixture.gate.weight[m] @ normed + mixture.gate.bias[m] for m in range(3)]
+        total = sum(torch.exp(score) for score in scores)
+        expected = sum(torch.exp(scores[m]) / total * logits[m][b] for m in range(3))
+        torch.testing.assert_close(found[b], expected)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 3.0])
+def test_the_loss_is_that_of_the_equations(temperature):
+    torch.manual_seed(0)
+    mixture = Mixture(6, temperature=temperature).train()
+    mean, logits = _inputs()
+    mixed = mixture(mean, logits)
+
+    def loss_of(z):
+        return z.square().sum() / len(z)
+
+    expected = loss_of(mixed)
+    for branch in logits:
+        expected = expected + loss_of(branch)
+        if temperature:
+            for b in range(4):
+                p = torch.exp(mixed[b] / temperature) / torch.exp(mixed[b] / temperature).sum()
+                q = torch.exp(branch[b] / temperature) / torch.exp(branch[b] / temperature).sum()
+                expected = expected + temperature**2 * (p * torch.log(p / q)).sum() / 4
+    found = mixture.total_loss(loss_of(mixed), loss_of)
+    torch.testing.assert_close(found, expected)
+    sources = [*logits, mixture.gate.weight]  # no gradient is stopped, the gate learns from the teacher too
+    ours = torch.autograd.grad(found, sources, retain_graph=True)
+    for mine, theirs in zip(ours, torch.autograd.grad(expected, sources), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_tagger_of_branches_is_the_gated_sum_of_its_networks(tiny, training_data):
+    from tagreel.loader import Loader
+
+    torch.manual_seed(0)
+    model = build(replace(tiny, mixture=partial(Mixture, branches=2))).eval()
+    alone = build(tiny).eval()
+    batch = Loader(training_data, features=model.features, classes=120, batch_size=4).batch(0, 0)
+    logits = []
+    for branch in model.branches:
+        alone.load_state_dict(branch.state_dict())
+        logits.append(alone.logits(batch))
+    frames = {name: x.float() * 4 / 255 + 4 / 512 - 2 for name, x in batch.streams.items()}
+    means = [
+        torch.stack([x[b, :n].mean(0) for b, n in enumerate(batch.num_frames[name])])
+        for name, x in frames.items()
+    ]
+    expected = model.mixture(torch.cat(means, dim=1), logits)
+    torch.testing.assert_close(model.logits(batch), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_are_those_of_the_branches_and_the_gate(tiny):
+    one = count_parameters(tiny)
+    assert count_parameters(replace(tiny, mixture=partial(Mixture))) == 3 * one + 2 * 18 + 18 * 3 + 3
+
+
+@pytest.mark.parametrize("options", [{"branches": 1}, {"temperature": -1.0}])
+def test_what_cannot_be_is_refused(options):
+    with pytest.raises(ValueError, match="expected 2 or more branches"):
+        Mixture(6, **options)
