@@ -1,4 +1,4 @@
-"""The fully-connected layer that brings a pooled descriptor to the width of the classifier."""
+"""The fully-connected layer that brings a descriptor, or each frame of a stream, to another width."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tagreel.layers.initializers import he_truncated_
 
 
 class Projection(nn.Module):
-    """(B, D) in, (B, width) out, linear.
+    """(B, D) in, (B, width) out, or frames (B, T, D) in, (B, T, width) out; linear.
 
     `std` is the deviation of the normal from which the weights are drawn: Willow's code takes
     1/sqrt(clusters), whatever the width of its input. None draws as NeXtVLAD does (He, truncated). A bias
@@ -28,6 +28,6 @@ class Projection(nn.Module):
             if bias:
                 nn.init.normal_(self.linear.bias, std=0.01 if std is not None else 0.0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Multiply and add."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Multiply and add; `mask` is not needed, and what comes out in padded frames says nothing."""
         return self.linear(x)  # type: ignore[no-any-return]

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.soft_assignment import SoftAssignment
 
 
 class NetVLAD(nn.Module):
@@ -25,21 +25,13 @@ class NetVLAD(nn.Module):
 
     def __init__(self, dim: int, *, clusters: int = 64, batch_norm: bool = True) -> None:
         super().__init__()
-        if clusters < 1:
-            raise ValueError(f"NetVLAD: clusters={clusters}; expected at least 1")
         self.out_dim = dim * clusters
-        self.assignment = nn.Parameter(torch.randn(dim, clusters) / math.sqrt(dim))
-        self.norm = MaskedBatchNorm(clusters) if batch_norm else None
-        self.bias = nn.Parameter(torch.randn(clusters) / math.sqrt(dim)) if not batch_norm else 0.0
+        self.assignment = SoftAssignment(dim, clusters=clusters, batch_norm=batch_norm)
         self.centres = nn.Parameter(torch.randn(dim, clusters) / math.sqrt(dim))
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool the real frames; a video without any gives zeros."""
-        logits = torch.einsum("btd,dk->btk", frames, self.assignment)
-        logits = self.norm(logits, mask) if self.norm is not None else logits + self.bias
-        assigned = logits.softmax(-1)  # (B, T, K)
-        if mask is not None:
-            assigned = assigned.masked_fill(~mask[..., None], 0.0)
+        assigned = self.assignment(frames, mask)  # (B, T, K)
         summed = torch.einsum("btd,btk->bdk", frames.to(assigned.dtype), assigned)
         vlad = summed - self.centres * assigned.sum(1)[:, None, :]  # (B, D, K)
         vlad = F.normalize(vlad, dim=1, eps=1e-6).flatten(1)  # (B, D·K)

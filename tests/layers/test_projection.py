@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tagreel.layers.projection import Projection
+from tagreel.pools.netvlad import NetVLAD
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -35,3 +36,23 @@ def test_first_weights_are_nextvlads_or_those_of_the_given_deviation():
     willow = Projection(512, width=256, std=1 / 16)
     assert willow.linear.weight.std().item() == pytest.approx(1 / 16, rel=0.02)
     assert willow.linear.bias.std().item() == pytest.approx(0.01, rel=0.2)
+
+
+def test_frames_are_brought_to_another_width_one_by_one():
+    torch.manual_seed(0)
+    layer, frames = Projection(4, width=3), torch.randn(2, 5, 4)
+    torch.nn.init.normal_(layer.linear.bias)
+    reduced = layer(frames, torch.ones(2, 5, dtype=torch.bool))
+    for b in range(2):
+        for t in range(5):
+            torch.testing.assert_close(reduced[b, t], layer(frames[b, t : t + 1])[0])
+
+
+def test_what_it_makes_of_padding_reaches_no_cluster():
+    torch.manual_seed(0)
+    layer, pool = Projection(4, width=3), NetVLAD(3, clusters=2)
+    torch.nn.init.normal_(layer.linear.bias)
+    mask = torch.tensor([[True, True, False]])
+    frames = torch.randn(1, 3, 4)
+    expected = pool(layer(frames[:, :2], mask[:, :2]), mask[:, :2])
+    torch.testing.assert_close(pool(layer(frames, mask), mask), expected)

@@ -13,12 +13,13 @@ from tagreel.pools.netvlad import NetVLAD
 def _naive(pool, videos):
     """Equation 4 and the two normalisations, one number at a time."""
     D, K = pool.centres.shape
-    logits = torch.cat(videos) @ pool.assignment
-    if pool.norm is not None:
-        mean, var = pool.norm.running_mean.clone(), pool.norm.running_var.clone()
-        logits = F.batch_norm(logits, mean, var, pool.norm.weight, pool.norm.bias, pool.training, eps=1e-3)
+    logits = torch.cat(videos) @ pool.assignment.weight
+    norm = pool.assignment.norm
+    if norm is not None:
+        mean, var = norm.running_mean.clone(), norm.running_var.clone()
+        logits = F.batch_norm(logits, mean, var, norm.weight, norm.bias, pool.training, eps=1e-3)
     else:
-        logits = logits + pool.bias
+        logits = logits + pool.assignment.bias
     rows, at = [], 0
     for video in videos:
         V = [[torch.zeros((), dtype=torch.float64) for _ in range(K)] for _ in range(D)]
@@ -56,9 +57,9 @@ def test_a_video_shown_twice_has_the_same_descriptor():
 def test_weights_and_centres_start_as_in_the_authors_code():
     torch.manual_seed(0)
     pool = NetVLAD(256, clusters=64, batch_norm=False)
-    for parameter in (pool.assignment, pool.centres):
+    for parameter in (pool.assignment.weight, pool.centres):
         assert parameter.std().item() == pytest.approx(1 / 16, rel=0.05)
-    assert pool.bias.std().item() == pytest.approx(1 / 16, rel=0.3)
+    assert pool.assignment.bias.std().item() == pytest.approx(1 / 16, rel=0.3)
 
 
 def test_parameters_with_the_projection_are_those_of_the_nextvlad_papers_table():

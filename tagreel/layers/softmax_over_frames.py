@@ -1,0 +1,19 @@
+"""Softmax over the real frames of each video: what attention poolings weigh frames with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def softmax_over_frames(scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scores (B, T, H) and a mask (B, T) to weights (B, T, H) that sum to 1 over a video's real frames.
+
+    Padded frames weigh 0, and so do all of a video that has no real ones.
+    """
+    if mask is None:
+        return scores.softmax(1)
+    padded = ~mask[..., None]
+    # Not -inf: the softmax of nothing else is NaN, which stops whoever looks for one in the gradients.
+    lowest = torch.finfo(scores.dtype).min
+    return scores.masked_fill(padded, lowest).softmax(1).masked_fill(padded, 0.0)

@@ -1,0 +1,30 @@
+"""Attention pooling: a weighted mean of the frames, V = Σ_t softmax_t(wᵀ x_t) x_t.
+
+Huang, Yuan, Lan, Jiang, Hauptmann, "Video Representation Learning and Latent Concept Mining for
+Large-scale Multi-label Video Classification", 2017, arXiv 1707.01408:
+P = Σ_t α_t E(x_t), where the encoder E is a transform of the stream. They leave the score open; here it is
+one linear unit, without the bias that the softmax would cancel.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tagreel.layers.softmax_over_frames import softmax_over_frames
+
+
+class Attention(nn.Module):
+    """(B, T, D) and a mask (B, T) in, (B, D) out."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.out_dim = dim
+        self.score = nn.Parameter(torch.randn(dim, 1) / math.sqrt(dim))
+
+    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pool the real frames; a video without any gives zeros."""
+        weights = softmax_over_frames(frames @ self.score, mask)  # (B, T, 1)
+        return (weights * frames).sum(1)

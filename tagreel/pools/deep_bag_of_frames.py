@@ -1,0 +1,51 @@
+"""Deep bag of frames: every frame is coded by a wide rectified layer, then the codes are pooled.
+
+    h(x) = ReLU6(BN(W x)),   V[k] = max_t h_k(x_t) or the mean over t
+
+Abu-El-Haija et al., "YouTube-8M: A Large-Scale Video Classification Benchmark", 2016, arXiv 1609.08675,
+section 5.1.2; sizes and ReLU6 are those of the starter code of 2017 and 2018. "Both", of the two-stream model
+of Miech, Laptev, Sivic, arXiv 1706.06905, places the mean and the maximum side by side, each of length one;
+by a slip their code leaves out the activation there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+
+
+class DeepBagOfFrames(nn.Module):
+    """(B, T, D) and a mask (B, T) in, (B, K) out, (B, 2·K) if `pooling` is "both"; `clusters` is K."""
+
+    def __init__(
+        self, dim: int, *, clusters: int = 8192, pooling: Literal["max", "mean", "both"] = "max"
+    ) -> None:
+        super().__init__()
+        if clusters < 1:
+            raise ValueError(f"DeepBagOfFrames: clusters={clusters}; expected at least 1")
+        if pooling not in ("max", "mean", "both"):
+            raise ValueError(f"DeepBagOfFrames: pooling={pooling!r}; choose one of: max, mean, both")
+        self.out_dim = 2 * clusters if pooling == "both" else clusters
+        self.pooling = pooling
+        self.weight = nn.Parameter(torch.randn(dim, clusters) / math.sqrt(dim))
+        self.norm = MaskedBatchNorm(clusters)
+
+    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pool the codes of the real frames; a video without any gives zeros."""
+        if mask is None:
+            mask = frames.new_ones(frames.shape[:2], dtype=torch.bool)
+        codes = F.relu6(self.norm(frames @ self.weight, mask))  # (B, T, K)
+        codes = codes.masked_fill(~mask[..., None], 0.0)  # beats no real code, none is negative
+        if self.pooling == "max":
+            return codes.amax(1)
+        mean = codes.sum(1) / mask.sum(1, keepdim=True).clamp_min(1)  # (B, K)
+        if self.pooling == "mean":
+            return mean
+        halves = [F.normalize(half, dim=1, eps=1e-6) for half in (mean, codes.amax(1))]
+        return torch.cat(halves, dim=1)  # (B, 2·K)

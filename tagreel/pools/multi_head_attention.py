@@ -1,0 +1,37 @@
+"""Attention pooling by several learned queries, each with values of its own.
+
+    V_h = W_h Σ_t softmax_t(q_hᵀ x_t) x_t + b_h
+
+Lee et al., "Set Transformer", 2019, arXiv 1810.00825, pooling by multihead attention, in its plainest form:
+a learned query times a matrix of keys is one vector again, so q_h is that vector; and since the weights sum
+to one, the frames are pooled first and multiplied by W_h once a video instead of once a frame.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tagreel.layers.softmax_over_frames import softmax_over_frames
+
+
+class MultiHeadAttention(nn.Module):
+    """(B, T, D) and a mask (B, T) in, (B, width) out: `heads` vectors side by side, width/heads each."""
+
+    def __init__(self, dim: int, *, heads: int = 8, width: int = 1024) -> None:
+        super().__init__()
+        if heads < 1 or width < 1 or width % heads:
+            raise ValueError(f"MultiHeadAttention: width={width} is not a multiple of heads={heads}")
+        self.out_dim = width
+        self.queries = nn.Parameter(torch.randn(dim, heads) / math.sqrt(dim))
+        self.values = nn.Parameter(torch.randn(heads, dim, width // heads) / math.sqrt(dim))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pool the real frames; a video without any gives the bias."""
+        weights = softmax_over_frames(frames @ self.queries, mask)  # (B, T, heads)
+        pooled = torch.einsum("bth,btd->bhd", weights, frames.to(weights.dtype))
+        values = torch.einsum("bhd,hdv->bhv", pooled, self.values.to(pooled.dtype))
+        return values.flatten(1) + self.bias

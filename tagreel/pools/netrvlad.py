@@ -1,0 +1,31 @@
+"""NetRVLAD: NetVLAD without centres, the frames themselves summed under soft assignment.
+
+    V[d, k] = Σ_t a_k(x_t) x_t[d],   a(x) = softmax(W x + b)
+
+then every cluster's column is scaled to length one, and the flattened V once more. Miech, Laptev, Sivic,
+arXiv 1706.06905, section 3.1; "LightVLAD" in their code.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tagreel.layers.soft_assignment import SoftAssignment
+
+
+class NetRVLAD(nn.Module):
+    """(B, T, D) and a mask (B, T) in, (B, D·K) out; `clusters` is K, the descriptor's index d·K + k."""
+
+    def __init__(self, dim: int, *, clusters: int = 64, batch_norm: bool = True) -> None:
+        super().__init__()
+        self.out_dim = dim * clusters
+        self.assignment = SoftAssignment(dim, clusters=clusters, batch_norm=batch_norm)
+
+    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pool the real frames; a video without any gives zeros."""
+        assigned = self.assignment(frames, mask)  # (B, T, K)
+        vlad = torch.einsum("btd,btk->bdk", frames.to(assigned.dtype), assigned)
+        vlad = F.normalize(vlad, dim=1, eps=1e-6).flatten(1)  # (B, D·K)
+        return F.normalize(vlad, dim=1, eps=1e-6)

@@ -1,0 +1,35 @@
+"""NetVLAGD: NetRVLAD, each feature of each cluster weighed by a gate that is the same for all videos.
+
+    V[d, k] = σ(g[d, k]) Σ_t a_k(x_t) x_t[d],   a(x) = softmax(W x + b)
+
+then every cluster's column is scaled to length one, and the flattened V once more. In no paper: an option of
+the code of Miech, Laptev, Sivic, arXiv 1706.06905 (github.com/antoine77340/Youtube-8M-WILLOW, `vlagd`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tagreel.layers.soft_assignment import SoftAssignment
+
+
+class NetVLAGD(nn.Module):
+    """(B, T, D) and a mask (B, T) in, (B, D·K) out; `clusters` is K, the descriptor's index d·K + k."""
+
+    def __init__(self, dim: int, *, clusters: int = 64, batch_norm: bool = True) -> None:
+        super().__init__()
+        self.out_dim = dim * clusters
+        self.assignment = SoftAssignment(dim, clusters=clusters, batch_norm=batch_norm)
+        self.gates = nn.Parameter(torch.randn(dim, clusters) / math.sqrt(dim))
+
+    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pool the real frames; a video without any gives zeros."""
+        assigned = self.assignment(frames, mask)  # (B, T, K)
+        summed = torch.einsum("btd,btk->bdk", frames.to(assigned.dtype), assigned)
+        vlagd = torch.sigmoid(self.gates) * summed  # (B, D, K)
+        vlagd = F.normalize(vlagd, dim=1, eps=1e-6).flatten(1)  # (B, D·K)
+        return F.normalize(vlagd, dim=1, eps=1e-6)

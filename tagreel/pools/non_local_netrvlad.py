@@ -1,0 +1,44 @@
+"""Non-local NetRVLAD: NetVLAD without centres, whose clusters look at each other before they are normalised.
+
+    V[d, k] = Σ_t a_k(x_t) x_t[d],   v̂_k = v_k + W Σ_j softmax_j(s · θ(v_k)ᵀ φ(v_j)) g(v_j)
+
+then every cluster's column is scaled to length one, and the flattened V once more. Tang, Zhang, Wang, Chen,
+Ma, Jiang, "Non-local NetVLAD Encoding for Video Classification", 2018, arXiv 1810.00207.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tagreel.layers.non_local import NonLocal
+from tagreel.layers.soft_assignment import SoftAssignment
+
+
+class NonLocalNetRVLAD(nn.Module):
+    """(B, T, D) and a mask (B, T) in, (B, D·K) out; `clusters` is K, the descriptor's index d·K + k.
+
+    `inner`, `scale` and `reuse_phi` are those of `NonLocal`; the authors' model has D/2 for `inner`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        clusters: int = 64,
+        inner: int = 64,
+        scale: float | None = None,
+        reuse_phi: bool = False,
+    ) -> None:
+        super().__init__()
+        self.out_dim = dim * clusters
+        self.assignment = SoftAssignment(dim, clusters=clusters)
+        self.non_local = NonLocal(dim, inner=inner, scale=scale, reuse_phi=reuse_phi)
+
+    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pool the real frames; a video without any gives zeros."""
+        assigned = self.assignment(frames, mask)  # (B, T, K)
+        rows = torch.einsum("btd,btk->bkd", frames.to(assigned.dtype), assigned)  # (B, K, D)
+        vlad = F.normalize(self.non_local(rows), dim=2, eps=1e-6).transpose(1, 2).flatten(1)  # (B, D·K)
+        return F.normalize(vlad, dim=1, eps=1e-6)
