@@ -88,6 +88,25 @@ def test_gradients_reach_every_parameter_and_video(head_class, training):
 
 
 @every_head
+def test_a_prior_is_the_probability_that_every_class_begins_with(head_class):
+    if "prior" not in inspect.signature(head_class).parameters:
+        pytest.skip("begins with even chances")
+    torch.manual_seed(0)
+    head = head_class(DIM, CLASSES, prior=0.01).eval()
+    with torch.no_grad():
+        for name, parameter in head.named_parameters():
+            if parameter.ndim > 1 and "gates" not in name:
+                parameter.zero_()
+    expected = torch.full((6, CLASSES), 0.01)
+    if "null_expert" in inspect.signature(head_class).parameters:
+        assert (torch.sigmoid(head(_descriptors())) < 0.01).all()
+        head = head_class(DIM, CLASSES, prior=0.01, null_expert=False).eval()
+        with torch.no_grad():
+            head.experts.weight.zero_()
+    torch.testing.assert_close(torch.sigmoid(head(_descriptors())), expected)
+
+
+@every_head
 def test_every_class_depends_on_the_descriptor(head_class):
     head, x = _made(head_class), _descriptors(1).requires_grad_()
     for logit in head(x)[0]:
@@ -128,9 +147,12 @@ def test_weights_travel_as_a_state_dict(head_class):
 def test_bfloat16_is_close_to_float32(head_class, training):
     head, x = _made(head_class, training=training), _descriptors(32)
     half, mixed = copy.deepcopy(head).to(torch.bfloat16), copy.deepcopy(head)
+    torch.manual_seed(2)
     expected = head(x)
+    torch.manual_seed(2)
     with torch.autocast("cpu", torch.bfloat16):
         out_mixed = mixed(x)
+    torch.manual_seed(2)
     for found in (half(x.bfloat16()).float(), out_mixed.float()):
         assert ((found - expected).norm() / expected.norm()).item() < 0.02
     out_mixed.float().square().sum().backward()

@@ -10,13 +10,15 @@ from tagreel.heads.mixture_of_experts import MixtureOfExperts
 
 def _probabilities(head, x):
     """The mixture as the papers write it: softmax gates, sigmoid experts, a null expert that says no."""
-    E = head.num_experts
+    E, gates = head.num_experts, head.gates.weight
+    if head.reduce is not None:
+        gates = gates @ head.reduce.weight
     units = E + 1 if head.gates.out_features > head.classes * E else E
     rows = []
     for row in x:
         mixed = []
         for c in range(head.classes):
-            raised = [torch.exp((head.gates.weight[c * units + e] * row).sum()) for e in range(units)]
+            raised = [torch.exp((gates[c * units + e] * row).sum()) for e in range(units)]
             p = torch.zeros((), dtype=x.dtype)
             for e in range(E):
                 score = (head.experts.weight[c * E + e] * row).sum() + head.experts.bias[c * E + e]
@@ -26,11 +28,12 @@ def _probabilities(head, x):
     return torch.stack(rows)
 
 
+@pytest.mark.parametrize("gate_rank", [None, 2])
 @pytest.mark.parametrize("null_expert", [True, False])
 @pytest.mark.parametrize("experts", [1, 2, 5])
-def test_logits_are_those_of_the_mixed_probabilities(experts, null_expert):
+def test_logits_are_those_of_the_mixed_probabilities(experts, null_expert, gate_rank):
     torch.manual_seed(0)
-    head = MixtureOfExperts(4, 3, experts=experts, null_expert=null_expert)
+    head = MixtureOfExperts(4, 3, experts=experts, null_expert=null_expert, gate_rank=gate_rank)
     with torch.no_grad():
         head.experts.bias.normal_()
     exact, x = copy.deepcopy(head).double(), torch.randn(6, 4)
@@ -81,3 +84,18 @@ def test_parameters_of_the_video_level_models(experts, null_expert, expected):
     with torch.device("meta"):
         head = MixtureOfExperts(1152, 4716, experts=experts, null_expert=null_expert)
     assert sum(p.numel() for p in head.parameters()) == expected
+
+
+@pytest.mark.parametrize("null_expert", [True, False])
+def test_parameters_of_gates_of_low_rank(null_expert):
+    D, C, E, r = 1024, 4716, 2, 64
+    with torch.device("meta"):
+        head = MixtureOfExperts(D, C, experts=E, null_expert=null_expert, gate_rank=r)
+    expected = D * r + r * C * (E + null_expert) + D * C * E + C * E
+    assert sum(p.numel() for p in head.parameters()) == expected
+
+
+@pytest.mark.parametrize("options", [{"experts": 0}, {"gate_rank": 0}])
+def test_counts_below_one_are_named(options):
+    with pytest.raises(ValueError, match=r"experts=\d, gate_rank=(None|0); expected at least 1"):
+        MixtureOfExperts(4, 3, **options)

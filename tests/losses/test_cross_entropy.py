@@ -55,3 +55,20 @@ def test_a_sure_mistake_costs_its_logit_or_is_capped_by_epsilon():
 def test_knowing_nothing_costs_one_bit_a_class():
     labels = torch.tensor([[1.0, 0.0, 1.0, 1.0]])
     assert CrossEntropy()(torch.zeros(1, 4), labels).item() == pytest.approx(4 * math.log(2))
+
+
+def test_smoothing_trains_towards_less_than_certainty(follows_the_equation):
+    def term(y, z, p):
+        y = 0.8 * y + 0.1
+        return -(y * torch.log(p) + (1 - y) * torch.log(1 - p))
+
+    follows_the_equation(CrossEntropy(smoothing=0.2), term)
+    logits = torch.logit(torch.tensor([[0.9, 0.1]])).requires_grad_()
+    loss = CrossEntropy(smoothing=0.2)(logits, torch.tensor([[1.0, 0.0]]))
+    assert torch.autograd.grad(loss, logits)[0].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_smoothing_that_leaves_no_label_is_refused(smoothing):
+    with pytest.raises(ValueError, match="expected 0 to less than 1"):
+        CrossEntropy(smoothing=smoothing)
