@@ -115,15 +115,15 @@ def test_no_two_files_name_a_recipe_alike():
 @pytest.mark.parametrize(
     ("name", "settings", "expected"),
     [
-        ("nextvlad", [], 88_889_378),
-        ("nextvlad-k112", [], 78_643_170),
+        ("nextvlad-g8-d05-k128", [], 88_889_378),
+        ("nextvlad-single-460k", [], 78_643_170),
         (
-            "nextvlad",
+            "nextvlad-g8-d05-k128",
             ["streams.rgb.pool.groups=16", "streams.audio.pool.groups=8"],
             53_268_014,
         ),
         (
-            "nextvlad",
+            "nextvlad-g8-d05-k128",
             ["streams.rgb.pool.groups=32", "streams.audio.pool.groups=16"],
             38_731_334,
         ),
@@ -164,7 +164,12 @@ def test_underscores_are_as_good_as_hyphens():
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("netxvlad", "nextvlad"), ("nextvlad-k122", "nextvlad-k112"), ("smoek", "smoke"), ("Smoke", "smoke")],
+    [
+        ("nextvlad-g8-d05-k182", "nextvlad-g8-d05-k128"),
+        ("nextvlad-singel-460k", "nextvlad-single-460k"),
+        ("smoek", "smoke"),
+        ("Smoke", "smoke"),
+    ],
 )
 def test_a_misspelt_name_is_answered_with_the_one_that_was_meant(name, meant):
     with pytest.raises(RecipeError, match=rf"^no recipe '{name}'; did you mean {meant}\? \(tagreel recipes"):
@@ -320,7 +325,7 @@ def test_one_setting_is_changed_and_no_other(setting, read):
 
 
 def test_an_item_of_a_tuple_is_changed_by_its_number():
-    recipe = recipes.find("nextvlad")
+    recipe = recipes.find("nextvlad-g8-d05-k128")
     changed = override(recipe, "body.3.reduction=16")
     assert changed.body[3].keywords == {"reduction": 16}
     assert changed.body[:3] == recipe.body[:3]
