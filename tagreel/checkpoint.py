@@ -33,6 +33,7 @@ from tagreel.errors import DataError, RecipeError, TagreelError
 from tagreel.model import Tagger, build
 
 _STEP = re.compile(r"step-(\d{8,})")
+_KNOWS_CLASSES = re.compile(r"(^|\.)(head|output|late)\.")
 _FORMAT = 1
 
 
@@ -200,6 +201,30 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], *, path:
     if unknown := sorted(set(weights) - set(expected)):
         raise DataError(f"tensor {unknown[0]!r} is not in the recipe's model", path=path)
     model.load_state_dict(dict(weights))
+
+
+def start_from(model: Tagger, run: Path) -> list[str]:
+    """Take over from a run's best checkpoint every tensor of the same name and shape; their names.
+
+    Of the parts that know the classes (head, output, late) only where both have the same names of classes.
+    Raises `DataError` when nothing fits.
+    """
+    folder = find(run)
+    same_classes = _description(folder).get("label_names") == model.label_names
+    found = read_tensors(folder / "model.safetensors")
+    taken = {
+        name: found[name]
+        for name, tensor in model.state_dict().items()
+        if name in found
+        and found[name].shape == tensor.shape
+        and (same_classes or not _KNOWS_CLASSES.search(name))
+    }
+    if not taken:
+        raise DataError(
+            "no tensor of it fits this recipe's model, so there is nothing to start from", path=str(run)
+        )
+    model.load_state_dict(taken, strict=False)
+    return list(taken)
 
 
 def label_names(run: Path) -> list[str] | None:

@@ -20,6 +20,7 @@ from tagreel.display import progress, training_lines
 from tagreel.errors import RecipeError, TagreelError
 
 if TYPE_CHECKING:
+    from tagreel.loop import Outcome
     from tagreel.model import Tagger
     from tagreel.recipe import Recipe
     from tagreel.report import Report
@@ -66,6 +67,29 @@ Trust = Annotated[
         metavar="MODULE", help="Also take parts of recipes from this module, installed or in this folder."
     ),
 ]
+RecipeName = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="A name from `tagreel recipes`, a .json file, or file.py:NAME."),
+]
+Validate = Annotated[
+    list[str],
+    typer.Option("--validate", metavar="SRC", help="Data to validate on after each epoch."),
+]
+Settings = Annotated[
+    list[str],
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a setting: --set training.batch_size=256."),
+]
+Epochs = Annotated[float | None, typer.Option(help="How long; default: the recipe's.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="How long, in steps of the optimizer.")]
+Seed = Annotated[
+    int, typer.Option(min=0, help="First weights, order of the data, dropout: everything random.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a stopped or killed run was.")]
+ValidateEvery = Annotated[int | None, typer.Option(metavar="STEPS", min=1, help="Default: every epoch.")]
+SaveMinutes = Annotated[float, typer.Option(min=0, help="Write a checkpoint at least this often.")]
+Keep = Annotated[int, typer.Option(min=1, help="Checkpoints to keep, besides the best.")]
+LogEvery = Annotated[int | None, typer.Option(metavar="STEPS", min=1, help="Default: 100 lines a run.")]
+Board = Annotated[bool, typer.Option("--tensorboard", help="Also log to RUN/tensorboard.")]
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -173,11 +197,11 @@ def list_recipes(context: typer.Context, as_json: Json = False) -> None:
     rows = [(name, count_parameters(found), found.about) for name, found in recipes.names().items()]
     say = _printer(as_json)
     width = max(len(name) for name, _, _ in rows)
-    say(f"{'recipe':<{width}}   {'parameters':>12}   published      what it is")
+    say(f"{'recipe':<{width}}   {'parameters':>12}   published          what it is")
     for name, parameters, about in rows:
         size = f"{parameters:,}" if parameters is not None else "by the data"
         published = ", ".join(f"{k.split()[0]} {v:g}" for k, v in list(about.published.items())[:1]) or "-"
-        say(f"{name:<{width}}   {size:>12}   {published:<12}   {about.summary}")
+        say(f"{name:<{width}}   {size:>12}   {published:<16}   {about.summary}")
     say("\nshow one: tagreel recipes show NAME")
     listed = [
         {"name": name, "parameters": size, "summary": about.summary, "published": dict(about.published)}
@@ -248,45 +272,69 @@ def check(
 
 
 @app.command()
+def segments(
+    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help=SOURCES_HELP)],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder for one .npz file a shard.")],
+    parts: Annotated[int, typer.Option("--segments", min=1, help="Equal parts of each video.")] = 3,
+    skip_damaged: SkipDamaged = 0,
+    no_crc: NoCrc = False,
+    whole_videos: WholeVideos = False,
+    as_json: Json = False,
+) -> None:
+    """Pool frame records to the means of each video's thirds, once, for video-level recipes.
+
+    Recipes that draw segments in training (cmu-...-da) or weigh them in prediction (cmu-...-si) read the
+    result; a run that was interrupted goes on.
+
+    Example: tagreel segments tagreel-demo/data/train* --out thirds
+    """
+    from tagreel.segments import write_segments
+
+    say = _printer(as_json)
+    source = _source(sources, check_crc=not no_crc, whole_videos=whole_videos, say=say)
+    with progress("pooling", len(source)) as advance:
+        written = write_segments(source, out, segments=parts, skip_damaged=skip_damaged, on_videos=advance)
+    kept = f", {written.kept:,} files were there already" if written.kept else ""
+    say(f"wrote {out}: {written.videos:,} videos from {written.files:,} files{kept}")
+    _list_damaged(say, [str(error) for error in written.damaged])
+    say(f"next: tagreel train cmu-more8 --data {out} --set sampling=tagreel.sampling.RandomSegment --out RUN")
+    _finish(as_json, {"out": str(out), "videos": written.videos, "damaged": len(written.damaged)})
+
+
+@app.command()
 def train(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE", help="A name from `tagreel recipes`, a .json file, or file.py:NAME."
-        ),
-    ],
+    recipe: RecipeName,
     data: Data,
     out: Annotated[Path, typer.Option(metavar="RUN", help="The folder for checkpoints, log and report.")],
-    validate: Annotated[
-        list[str], typer.Option(metavar="SRC", help="Data to validate on after each epoch.")
-    ] = [],  # noqa: B006
-    settings: Annotated[
-        list[str],
-        typer.Option("--set", metavar="PATH=VALUE", help="Change a setting: --set training.batch_size=256."),
-    ] = [],  # noqa: B006
-    epochs: Annotated[float | None, typer.Option(help="How long; default: the recipe's.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="How long, in steps of the optimizer.")] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, help="First weights, order of the data, dropout: everything random.")
-    ] = 0,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where a stopped or killed run was.")
-    ] = False,
+    validate: Validate = [],  # noqa: B006
+    settings: Settings = [],  # noqa: B006
+    epochs: Epochs = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Begin with another run's weights, as far as they fit."),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A teacher's predictions on --data (.parquet); the loss leaves out its likeliest "
+            "negatives, of each class the share training.forgive.",
+        ),
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE", help="Names of the classes: YouTube-8M's or AudioSet's CSV, or one a line."
         ),
     ] = None,
-    validate_every: Annotated[
-        int | None, typer.Option(metavar="STEPS", min=1, help="Default: every epoch.")
-    ] = None,
-    save_minutes: Annotated[float, typer.Option(min=0, help="Write a checkpoint at least this often.")] = 5.0,
-    keep: Annotated[int, typer.Option(min=1, help="Checkpoints to keep, besides the best.")] = 3,
-    log_every: Annotated[
-        int | None, typer.Option(metavar="STEPS", min=1, help="Default: 100 lines a run.")
-    ] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log to RUN/tensorboard.")] = False,
+    validate_every: ValidateEvery = None,
+    save_minutes: SaveMinutes = 5.0,
+    keep: Keep = 3,
+    log_every: LogEvery = None,
+    tensorboard: Board = False,
     device: Device = "auto",
     threads: Threads = 1,
     skip_damaged: SkipDamaged = 0,
@@ -300,27 +348,101 @@ def train(
     Example: tagreel train audioset-mean-std --data train/ --validate dev/ --labels class_labels_indices.csv
     --out runs/first
     """
-    from dataclasses import replace
-
+    from tagreel.checkpoint import label_names
+    from tagreel.memory import available, estimate
+    from tagreel.runtime import pick_device
+    from tagreel.train import settle
     from tagreel.train import train as train_recipe
     from tagreel.vocabulary import read_label_names
 
     say = _printer(as_json)
-    chosen = _recipe(recipe, settings, trust)
-    if epochs is not None and steps is not None:
-        raise RecipeError("--epochs and --steps both say how long; give one of them")
-    if epochs is not None:
-        chosen = replace(chosen, training=replace(chosen.training, epochs=epochs, steps=None))
-    if steps is not None:
-        chosen = replace(chosen, training=replace(chosen.training, steps=steps))
+    chosen = _recipe(recipe, settings, trust, epochs=epochs, steps=steps)
+    source = _source(data, check_crc=not no_crc, whole_videos=whole_videos, say=say)
+    names = read_label_names(labels) if labels is not None else None
+    target = pick_device(device)
+    known = names or (label_names(out) if resume else None) or source.label_names
+    needed = estimate(settle(chosen, source, known), source.first(), device=target)
+    say(needed.text(available(target)))
     outcome = train_recipe(
+        chosen,
+        data=source,
+        validation=_source(validate, check_crc=not no_crc, whole_videos=whole_videos, say=say)
+        if validate
+        else None,
+        out=out,
+        label_names=names,
+        seed=seed,
+        device=device,
+        resume=resume,
+        start_from=start_from,
+        teacher=teacher,
+        threads=threads,
+        validate_every=validate_every,
+        save_minutes=save_minutes,
+        keep=keep,
+        log_every=log_every,
+        skip_damaged=skip_damaged,
+        tensorboard=tensorboard,
+        on_event=training_lines(say),
+    )
+    _end_training(
+        outcome,
+        out,
+        say,
+        as_json,
+        next_commands=(
+            f"tagreel evaluate {out} --data SRC",
+            f"tagreel predict {out} --data SRC --out tags.parquet",
+        ),
+    )
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeName,
+    data: Data,
+    target: Annotated[
+        list[str],
+        typer.Option(metavar="FEATURE", help="A feature to predict. May be given several times."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The folder for checkpoints and log.")],
+    validate: Validate = [],  # noqa: B006
+    settings: Settings = [],  # noqa: B006
+    epochs: Epochs = None,
+    steps: Steps = None,
+    seed: Seed = 0,
+    resume: Resume = False,
+    validate_every: ValidateEvery = None,
+    save_minutes: SaveMinutes = 5.0,
+    keep: Keep = 3,
+    log_every: LogEvery = None,
+    tensorboard: Board = False,
+    device: Device = "auto",
+    threads: Threads = 1,
+    skip_damaged: SkipDamaged = 0,
+    no_crc: NoCrc = False,
+    whole_videos: WholeVideos = False,
+    trust: Trust = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Teach a recipe's streams to predict features frame by frame, without labels.
+
+    For recurrent pools. A tagger then begins with what was learnt: tagreel train RECIPE --start-from RUN.
+
+    Example: tagreel pretrain thu-ae-visual-to-audio --data train/ --target audio --out runs/pretrained
+    """
+    from tagreel.pretrain import pretrain as pretrain_recipe
+
+    say = _printer(as_json)
+    chosen = _recipe(recipe, settings, trust, epochs=epochs, steps=steps)
+    outcome = pretrain_recipe(
         chosen,
         data=_source(data, check_crc=not no_crc, whole_videos=whole_videos, say=say),
         validation=_source(validate, check_crc=not no_crc, whole_videos=whole_videos, say=say)
         if validate
         else None,
+        target=target,
         out=out,
-        label_names=read_label_names(labels) if labels is not None else None,
         seed=seed,
         device=device,
         resume=resume,
@@ -333,16 +455,8 @@ def train(
         tensorboard=tensorboard,
         on_event=training_lines(say),
     )
-    _list_damaged(say, [str(error) for error in outcome.damaged])
-    if outcome.interrupted:
-        say(f"stopped at step {outcome.step:,}, saved; go on with the same command and --resume")
-        _finish(as_json, {"run": str(out), "step": outcome.step, "interrupted": True})
-        raise typer.Exit(130)
-    say(f"\ndone: {out} at step {outcome.step:,}")
-    say(f"next: tagreel evaluate {out} --data SRC")
-    say(f"      tagreel predict {out} --data SRC --out tags.parquet")
-    scores = {"best": outcome.best} if outcome.best else {}
-    _finish(as_json, {"run": str(out), "step": outcome.step, "damaged": len(outcome.damaged), **scores})
+    command = f"tagreel train {recipe} --start-from {out} --data SRC --out OTHER"
+    _end_training(outcome, out, say, as_json, next_commands=(command,))
 
 
 @app.command()
@@ -440,6 +554,65 @@ def predict(
     _finish(as_json, {"out": str(out), "videos": result.videos, "damaged": len(result.damaged)})
 
 
+@app.command()
+def remember(
+    run: Run,
+    data: Data,
+    out: Annotated[Path, typer.Option(metavar="MODEL", help="The folder for the model; it must be new.")],
+    neighbours: Annotated[int, typer.Option(min=1, help="Videos that vote on a new one.")] = 100,
+    sharpness: Annotated[float, typer.Option(help="How much more the nearest of them count.")] = 20.0,
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="The votes' share of a score, the tagger has the rest.")
+    ] = 0.5,
+    checkpoint: Checkpoint = "best",
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+    skip_damaged: SkipDamaged = 0,
+    no_crc: NoCrc = False,
+    whole_videos: WholeVideos = False,
+    trust: Trust = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Let a trained tagger also ask the training videos nearest to a new one.
+
+    Nothing is trained: one pass over --data writes a model that `evaluate` and `predict` take like RUN. It
+    carries what the tagger made of each of those videos, and their labels: do not give it to anyone who must
+    not have those. It is larger by two bytes for each number that the last layer reads of each video
+    (4 kB where those are 2,048), and scoring takes longer the more videos there are. Its scores on
+    the videos that it carries mean nothing.
+
+    Example: tagreel remember tagreel-demo/run --data tagreel-demo/data/train* --out tagreel-demo/memory
+    """
+    from tagreel.remember import remember as remember_videos
+
+    say = _printer(as_json)
+    source = _source(data, check_crc=not no_crc, whole_videos=whole_videos, say=say)
+    _look_here(trust)
+    with progress("remembering", len(source)) as advance:
+        result = remember_videos(
+            run,
+            source,
+            out,
+            checkpoint=checkpoint,
+            neighbours=neighbours,
+            sharpness=sharpness,
+            share=share,
+            batch_size=batch_size,
+            device=device,
+            threads=threads,
+            skip_damaged=skip_damaged,
+            trust=tuple(trust),
+            on_batch=advance,
+        )
+    size = f"{result.size / 1e6:,.1f} MB"
+    say(f"wrote {out}: {result.videos:,} videos with {result.labels:,} labels, {size} beside the tagger")
+    _list_damaged(say, [str(error) for error in result.damaged])
+    say(f"next: tagreel evaluate {out} --data SRC")
+    found = {"out": str(out), "videos": result.videos, "labels": result.labels, "bytes": result.size}
+    _finish(as_json, {**found, "damaged": len(result.damaged)})
+
+
 @app.callback(invoke_without_command=True)
 def version(
     show: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
@@ -476,7 +649,7 @@ def _repeat_sources(arguments: list[str]) -> list[str]:
     for argument in arguments[2:]:
         if argument.startswith("-"):
             option, taken = argument, 0
-        elif option in ("--data", "--validate"):
+        elif option in ("--data", "--validate", "--target"):
             if taken:
                 repeated.append(option)
             taken += 1
@@ -484,14 +657,50 @@ def _repeat_sources(arguments: list[str]) -> list[str]:
     return repeated
 
 
-def _recipe(name: str, settings: Sequence[str], trust: Sequence[str]) -> Recipe:
+def _recipe(
+    name: str,
+    settings: Sequence[str],
+    trust: Sequence[str],
+    *,
+    epochs: float | None = None,
+    steps: int | None = None,
+) -> Recipe:
+    from dataclasses import replace
+
     from tagreel import recipe as recipes
 
     _look_here(trust)
     recipe = recipes.find(name, trust=tuple(trust))
     for setting in settings:
         recipe = recipes.override(recipe, setting, trust=tuple(trust))
+    if epochs is not None and steps is not None:
+        raise RecipeError("--epochs and --steps both say how long; give one of them")
+    if epochs is not None:
+        return replace(recipe, training=replace(recipe.training, epochs=epochs, steps=None))
+    if steps is not None:
+        return replace(recipe, training=replace(recipe.training, steps=steps))
     return recipe
+
+
+def _end_training(
+    outcome: Outcome,
+    out: Path,
+    say: Callable[[str], None],
+    as_json: bool,
+    *,
+    next_commands: Sequence[str],
+) -> None:
+    """Say how it ended and what comes next; raises `typer.Exit` with code 130 when it was stopped."""
+    _list_damaged(say, [str(error) for error in outcome.damaged])
+    if outcome.interrupted:
+        say(f"stopped at step {outcome.step:,}, saved; go on with the same command and --resume")
+        _finish(as_json, {"run": str(out), "step": outcome.step, "interrupted": True})
+        raise typer.Exit(130)
+    say(f"\ndone: {out} at step {outcome.step:,}")
+    for number, command in enumerate(next_commands):
+        say(f"{'next:' if number == 0 else '     '} {command}")
+    scores = {"best": outcome.best} if outcome.best else {}
+    _finish(as_json, {"run": str(out), "step": outcome.step, "damaged": len(outcome.damaged), **scores})
 
 
 def _look_here(trust: Sequence[str]) -> None:

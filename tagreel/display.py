@@ -18,19 +18,28 @@ def training_lines(say: Callable[[str], None]) -> Callable[[dict[str, Any]], Non
             say(
                 f"{verb}: {row['parameters']:,} parameters, {row['videos']:,} videos, "
                 f"{row['steps']:,} steps, on {row['device']}"
+                + (f", from {row['taken']:,} tensors of another run" if row["taken"] else "")
             )
+        elif row["event"] == "teacher":
+            say(f"the teacher's likeliest negatives, {row['forgiven']:,} in all, are left out of the loss")
         elif row["event"] == "train":
+            gap = f"GAP@20 {row['gap@20']:.4f}   " if "gap@20" in row else ""  # a pretraining has none
             say(
-                f"step {row['step']:>9,}   loss {row['loss']:<8.4g}   GAP@20 {row['gap@20']:.4f}   "
+                f"step {row['step']:>9,}   loss {row['loss']:<8.4g}   {gap}"
                 f"{row['videos_per_second']:>7,.0f} videos/s   waiting {row['waiting']:>4.0%}   "
                 f"eta {duration(row['eta_seconds'])}"
             )
         elif row["event"] == "validate":
-            say(
-                f"validated at {row['step']:,} (epoch {row['epoch']:g})   GAP@20 {row['gap@20']:.4f}   "
-                f"mAP {row['map']:.4f}   Hit@1 {row['hit@1']:.4f}   PERR {row['perr']:.4f}   "
-                f"in {duration(row['seconds'])}"
+            shown = (
+                f"error {row['error']:.4g}   explained {row['explained']:.2%}"
+                if "error" in row
+                else (
+                    f"GAP@20 {row['gap@20']:.4f}   mAP {row['map']:.4f}   Hit@1 {row['hit@1']:.4f}   "
+                    f"PERR {row['perr']:.4f}"
+                )
             )
+            when = f"validated at {row['step']:,} (epoch {row['epoch']:g})"
+            say(f"{when}   {shown}   in {duration(row['seconds'])}")
 
     return show
 

@@ -99,6 +99,7 @@ class Recipe:
     (B, D) -> (B, D') between it and the head, `output` parts on the head's logits, and `late` such parts that
     begin after `training.late_epochs` (CMU's late fire). `mixture` trains several such networks under one
     gate. `inference` is how a trained model scores a video, `tagreel.inference` (None: its frames, once).
+    `memory` holds videos that a new one is compared with; `tagreel remember` fills it, training does not.
     `batch_norm_momentum` holds for every batch norm (TF-Slim, in the references: 0.001).
     """
 
@@ -115,6 +116,7 @@ class Recipe:
     late: tuple[Part, ...] = ()
     mixture: Part | None = None
     inference: Part | None = None
+    memory: Part | None = None
     classes: int | None = None
     optional: tuple[str, ...] = ()
     joint_l2_norm: bool = False
@@ -147,6 +149,10 @@ class Recipe:
         for name in ("mixup", "head_l2", "late_epochs"):
             if (value := getattr(training, name)) < 0:
                 raise RecipeError(f"training.{name} is {value}; expected 0 or more")
+        if training.late_epochs and not self.late:
+            raise RecipeError(
+                f"training.late_epochs is {training.late_epochs:g}, but there are no late parts"
+            )
         if not 0 <= training.ema < 1:
             raise RecipeError(f"training.ema is {training.ema}; expected 0 (none) to less than 1")
         if not 0 <= training.forgive < 1:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from tagreel.recipe import to_json
 from tests.conftest import REPOSITORY, with_training
 
-COMMANDS = ("demo", "recipes", "check", "train", "evaluate", "predict")
+COMMANDS = ("demo", "recipes", "check", "segments", "train", "pretrain", "evaluate", "predict", "remember")
 
 
 @pytest.fixture
@@ -414,6 +415,31 @@ def test_steps_and_epochs_together_are_refused(cli, shards, tmp_path):
     code, _, err = cli(*arguments)
     assert code == 2
     assert "--epochs and --steps both say how long" in err
+
+
+def test_a_run_goes_on_without_saying_its_labels_again(cli, shards, tiny, tmp_path):
+    path = tmp_path / "open.json"
+    path.write_text(json.dumps(to_json(with_training(replace(tiny, classes=None), steps=3))))
+    arguments = ("train", path, "--data", f"{shards}/train*.tfrecord", "--out", tmp_path / "run")
+    code, out, err = cli(*arguments, "--labels", shards / "labels.txt")
+    assert code == 0, err
+    assert "needs about" in out
+    code, out, err = cli(*arguments, "--steps", 5, "--resume")
+    assert code == 0, err
+    assert "resuming at step 3" in out
+
+
+def test_what_a_tagger_remembers_changes_its_scores(cli, shards, run, tmp_path):
+    code, out, err = cli("remember", run, "--data", f"{shards}/train*.tfrecord", "--out", tmp_path / "memory")
+    assert code == 0, err
+    assert "100 videos" in out
+    scores = []
+    for model in (run, tmp_path / "memory"):
+        arguments = ("--data", f"{shards}/test*.tfrecord", "--report", tmp_path / "report", "--json")
+        code, out, err = cli("evaluate", model, *arguments)
+        assert code == 0, err
+        scores.append(json.loads(out)["gap@20"])
+    assert scores[0] != scores[1]
 
 
 def test_an_error_is_json_too_when_asked(cli, tmp_path):

@@ -41,7 +41,24 @@ FOLDERS = {
 STAGES = [
     *("errors", "batch", "runtime", "vocabulary", "sampling", "schedule", "inference", "recipe"),
     *("source", "loader", "model", "checkpoint"),
-    *("report", "evaluate", "predict", "check", "optimization", "log", "train", "demo", "display", "cli"),
+    *(
+        "report",
+        "evaluate",
+        "predict",
+        "remember",
+        "check",
+        "segments",
+        "teacher",
+        "optimization",
+        "memory",
+        "log",
+        "loop",
+        "train",
+        "pretrain",
+        "demo",
+        "display",
+        "cli",
+    ),
 ]
 
 # The open sets are found by walking or named by a recipe; these stages alone name a member of one.

@@ -399,10 +399,14 @@ def test_predict_wants_one_video_of_finite_numbers():
 
 
 def test_scores_are_computed_in_the_precision_of_the_recipe():
+    streams = {"rgb": Stream(pool=partial(NetVLAD, clusters=2)), "audio": Stream(pool=partial(Max))}
     half = _built(
-        training=Training(optimizer=partial(torch.optim.Adam), schedule=partial(Cosine), precision="bfloat16")
+        streams=streams,
+        training=Training(
+            optimizer=partial(torch.optim.Adam), schedule=partial(Cosine), precision="bfloat16"
+        ),
     )
-    full = _built()
+    full = _built(streams=streams)
     videos = {"rgb": torch.rand(4, 3, RGB), "audio": torch.rand(4, 3, AUDIO)}
     assert not torch.equal(half.scores(videos), full.scores(videos))
     torch.testing.assert_close(half.scores(videos), full.scores(videos), atol=0.02, rtol=0.05)

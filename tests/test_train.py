@@ -19,15 +19,20 @@ from safetensors.torch import load_file
 
 from tagreel import checkpoint
 from tagreel.errors import DataError, RecipeError
+from tagreel.layers.context_gating import ContextGating
+from tagreel.layers.neighbours import Neighbours
+from tagreel.layers.reverse_whitening import ReverseWhitening
 from tagreel.loader import collate
 from tagreel.log import read_log
+from tagreel.loop import Outcome
 from tagreel.losses.cross_entropy import CrossEntropy
 from tagreel.model import build
-from tagreel.recipe import Recipe
+from tagreel.pools.mean import Mean
+from tagreel.recipe import Recipe, Stream, find
 from tagreel.runtime import seed_everything
 from tagreel.schedule import Cosine, Staircase
 from tagreel.source import Source
-from tagreel.train import Outcome, train
+from tagreel.train import train
 from tests.conftest import REPOSITORY, InMemory, payload_damaged, video, with_training
 
 BUSY = """
@@ -37,6 +42,7 @@ from torch.optim import Adagrad, Adam, AdamW
 from tagreel.heads.logistic import Logistic
 from tagreel.layers.context_gating import ContextGating
 from tagreel.layers.dropout import Dropout
+from tagreel.layers.latent_concepts import LatentConcepts
 from tagreel.layers.projection import Projection
 from tagreel.losses.cross_entropy import CrossEntropy
 from tagreel.pools.netvlad import NetVLAD
@@ -72,6 +78,11 @@ stairs = replace(
     training=Training(
         optimizer=partial(Adagrad, lr=0.05), schedule=partial(Staircase, every=50), batch_size=8, epochs=2
     ),
+)
+late = replace(
+    stairs,
+    late=(partial(LatentConcepts, concepts=16),),
+    training=replace(stairs.training, optimizer=partial(AdamW, lr=1e-2), ema=0.9, late_epochs=1),
 )
 """
 
@@ -163,6 +174,8 @@ def half_written(run: Path, step: int):
     [
         ("busy", [(half_written, 2), (saved, 9), (half_written, 12)]),
         ("stairs", [(saved, 3), (half_written, 16)]),
+        # 13 steps an epoch: before, at and after the step at which the late layer joins.
+        ("late", [(saved, 11), (half_written, 13), (saved, 15)]),
     ],
 )
 def test_a_killed_and_resumed_run_ends_in_the_same_bits(name, moments, recipes_file, shards, tmp_path, cli):
@@ -286,6 +299,91 @@ def test_what_a_killed_run_left_half_written_is_cleared_away(tiny, training_data
     (half / "model.safetensors").write_bytes(b"half")
     short(tiny, training_data, tmp_path / "run", resume=True)
     assert not half.exists()
+
+
+def test_what_joins_late_is_as_if_it_were_not_there_before(recipes_file, training_data, test_data, tmp_path):
+    late = find(f"{recipes_file}:late")
+    without = replace(late, late=(), training=replace(late.training, late_epochs=0))
+    short(without, training_data, tmp_path / "without", validation=test_data, validate_every=1)
+    short(late, training_data, tmp_path / "late", validation=test_data, validate_every=1)
+    losses = {name: [row["loss"] for row in rows(tmp_path / name)] for name in ("without", "late")}
+    # The layer draws its first weights after all others, so that these are the same.
+    assert losses["late"][:13] == losses["without"][:13]
+    assert losses["late"][13] != losses["without"][13]
+    scores = {
+        name: [row["gap@20"] for row in rows(tmp_path / name, "validate")] for name in ("without", "late")
+    }
+    assert scores["late"][:13] == scores["without"][:13]
+    assert scores["late"][13] != scores["without"][13]
+    assert checkpoint.load(tmp_path / "late", checkpoint="last").fired
+
+
+def test_a_tagger_saved_before_its_late_parts_joined_is_loaded_without_them(
+    recipes_file, training_data, test_data, tmp_path
+):
+    late = find(f"{recipes_file}:late")
+    with pytest.raises(StopError):
+        short(late, training_data, tmp_path / "run", on_event=stopping("checkpoint", 13))
+    model = checkpoint.load(tmp_path / "run")
+    assert not model.fired
+    assert len(model.late) == 1
+
+
+def test_late_parts_that_would_never_join_are_refused(recipes_file, training_data, tmp_path):
+    late = with_training(find(f"{recipes_file}:late"), steps=13)
+    with pytest.raises(RecipeError, match="would join at step 13, and the run ends at 13"):
+        short(late, training_data, tmp_path / "run")
+    with pytest.raises(RecipeError, match="late_epochs is 1, but there are no late parts"):
+        replace(late, late=())
+
+
+def test_a_memory_is_not_trained(tiny, training_data, tmp_path):
+    with pytest.raises(RecipeError, match="memory: is filled by `tagreel remember`"):
+        short(replace(tiny, memory=partial(Neighbours)), training_data, tmp_path / "run")
+
+
+# ---------------------------------------------------------------------- starting from another run
+
+
+def first_weights(recipe, data, out, **options):
+    """The weights that a training begins with."""
+    short(with_training(recipe, optimizer=partial(torch.optim.SGD, lr=0.0), steps=1), data, out, **options)
+    return checkpoint.load(out).state_dict()
+
+
+def test_a_run_may_start_from_the_weights_of_another(run, tiny, training_data, planted, tmp_path):
+    before = checkpoint.load(run).state_dict()
+    events = []
+    options = {"start_from": run, "label_names": planted.label_names, "on_event": events.append}
+    after = first_weights(tiny, training_data, tmp_path / "same", **options)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert events[0]["taken"] == len(before)
+
+
+def test_of_other_classes_nothing_is_taken_that_knows_them(run, tiny, training_data, tmp_path):
+    recipe = replace(tiny, body=(partial(ContextGating),))
+    options = {"label_names": [f"other {n}" for n in range(120)]}
+    with pytest.raises(DataError, match="no tensor of it fits this recipe's model"):
+        first_weights(recipe, training_data, tmp_path / "none", start_from=run, **options)
+    first_weights(recipe, training_data, tmp_path / "other", seed=1, **options)
+    named = {"label_names": [f"another {n}" for n in range(120)], "start_from": tmp_path / "other"}
+    after = first_weights(recipe, training_data, tmp_path / "body", seed=2, **named)
+    before = checkpoint.load(tmp_path / "other").state_dict()
+    assert torch.equal(after["body.0.weight"], before["body.0.weight"])
+    assert not torch.equal(after["head.linear.weight"], before["head.linear.weight"])
+
+
+def test_a_file_named_now_wins_over_what_another_run_read(tiny, training_data, tmp_path):
+    for name, value in (("one", 4.0), ("two", 9.0)):
+        np.save(tmp_path / f"{name}.npy", np.full(12, value, np.float32))
+
+    def whitened(name):
+        part = partial(ReverseWhitening, eigenvalues=str(tmp_path / f"{name}.npy"))
+        return replace(tiny, streams={**tiny.streams, "rgb": Stream(transforms=(part,), pool=partial(Mean))})
+
+    first_weights(whitened("one"), training_data, tmp_path / "first")
+    after = first_weights(whitened("two"), training_data, tmp_path / "next", start_from=tmp_path / "first")
+    assert after["streams.rgb.transforms.0.scale"].tolist() == pytest.approx([3.0001] * 12)
 
 
 # ---------------------------------------------------------------------- refusals
@@ -700,6 +798,17 @@ def test_the_logged_loss_is_the_mean_over_the_videos_since_the_last_line(tiny, t
         assert row["loss"] == pytest.approx(mean, rel=1e-6)
 
 
+def test_the_rate_does_not_count_the_time_between_steps(tiny, training_data, tmp_path, monkeypatch):
+    now, passed = time.perf_counter, [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now() + passed[0])
+
+    def pass_time(row):
+        passed[0] += 1000 * (row["event"] in ("start", "checkpoint"))
+
+    short(tiny, training_data, tmp_path / "run", on_event=pass_time)
+    assert min(row["videos_per_second"] for row in rows(tmp_path / "run")) > 1
+
+
 def test_tensorboard_shows_the_numbers_of_the_log(tiny, training_data, test_data, tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     out = tmp_path / "run"
@@ -728,7 +837,7 @@ def test_a_log_cut_by_a_kill_is_read_up_to_there(tmp_path, tail):
 
 
 def test_mixup_of_rated_segments_keeps_the_loss_of_each(tiny):
-    from tagreel.train import _forward
+    from tagreel.train import training_loss
 
     torch.manual_seed(0)
     model = build(Recipe(**{**vars(tiny), "classes": 3}))
@@ -739,7 +848,7 @@ def test_mixup_of_rated_segments_keeps_the_loss_of_each(tiny):
     batch = collate(examples, features=model.features)
     labels, rated = batch.labels(3), batch.rated(3)
     torch.manual_seed(5)
-    loss, logits, _ = _forward(model, CrossEntropy(), batch, 0.4)
+    loss, logits, _ = training_loss(model, CrossEntropy(), batch, mixup=0.4)
     torch.manual_seed(5)
     share = torch.distributions.Beta(0.4, 0.4).sample((4, 1))
     other = torch.randperm(4)

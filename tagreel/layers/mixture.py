@@ -44,7 +44,8 @@ class Mixture(nn.Module):
     def forward(self, mean: Tensor, logits: Sequence[Tensor]) -> Tensor:
         """Weigh the branches' logits by the gate."""
         share = self.gate(self.norm(mean)).softmax(-1)  # (B, M)
-        mixed = torch.einsum("bm,mbc->bc", share, torch.stack(list(logits)).to(share.dtype))
+        # Not a matrix product: autocast would round the logits to eight bits.
+        mixed: Tensor = (share.T[..., None] * torch.stack(list(logits))).sum(0)
         self._seen = (mixed, logits) if self.training else None
         return mixed
 

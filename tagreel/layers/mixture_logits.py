@@ -31,8 +31,9 @@ def mixture_logits(gates: Tensor, votes: Tensor, classes: int) -> Tensor:
 
     Class by class in both; a vote is the logit of an expert. Returns logits (B, C), in float32 at least.
     """
-    B = gates.shape[0]
-    gates, votes = gates.view(B, classes, -1), votes.view(B, classes, -1)
+    B, units = votes.shape
+    gates = gates.view(B, classes, gates.shape[1] // classes)
+    votes = votes.view(B, classes, units // classes)
     return _Mixture.apply(gates, votes)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -94,6 +95,7 @@ def _experts_first(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _slices(votes: Tensor) -> Iterator[slice]:
     classes, experts = votes.shape[1:]
-    step = max(_VOTES_AT_ONCE // experts, 1)
+    # A traced program has no cache to keep to, and would repeat itself slice by slice.
+    step = classes if torch.compiler.is_exporting() else max(_VOTES_AT_ONCE // experts, 1)
     for first in range(0, classes, step):
         yield slice(first, min(first + step, classes))

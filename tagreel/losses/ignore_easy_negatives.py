@@ -2,7 +2,7 @@
 
     Σ_c -[y_c log p_c + (1 - y_c) [p_c >= t] log(1 - p_c)]
 
-The "loss manipulation" of the Tsinghua team, fourth place of the 2017 YouTube-8M challenge; code
+The "loss manipulation" of the Tsinghua team, tenth place of the 2017 YouTube-8M challenge; code
 github.com/taufikxu/youtube, `losses.py`, in two variants: `CrossEntropyLossSample` drops negatives below
 t = 0.15, `CrossEntropyLossMat` those up to t = 0.2. It made their GAP worse. They set p to zero there, which
 leaves a constant log(1 + 1e-5) in the loss; here those negatives leave nothing.

@@ -14,10 +14,13 @@ from tagreel.layers.dropout import Dropout
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
 from tagreel.layers.residual_mlp import ResidualMLP
 from tagreel.losses.cross_entropy import CrossEntropy
+from tagreel.pools.gem import GeM
 from tagreel.pools.mean import Mean
+from tagreel.pools.multi_head_attention import MultiHeadAttention
 from tagreel.pools.netvlad import NetVLAD
 from tagreel.pools.nextvlad import NeXtVLAD
 from tagreel.pools.std import Std
+from tagreel.pools.transformer import Transformer
 from tagreel.recipe import About, Recipe, Stream, Training
 from tagreel.sampling import AllFrames
 from tagreel.schedule import Cosine
@@ -70,5 +73,42 @@ audioset_nextvlad = replace(
             transforms=(partial(MaskedBatchNorm), partial(Dropout, rate=0.1)),
             pool=partial(NeXtVLAD, clusters=64, groups=4, expansion=4),
         ),
+    },
+)
+
+# Pools that none of the five papers has.
+
+audioset_attention = replace(
+    audioset_netvlad,
+    about=About(summary="Attention with 16 learned queries beside mean and deviation: light and fast"),
+    streams={
+        **audioset_mean_std.streams,
+        "attention": Stream(
+            inputs=_FRAMES,
+            transforms=(partial(MaskedBatchNorm), partial(Dropout, rate=0.1)),
+            pool=partial(MultiHeadAttention, heads=16, width=2048),
+        ),
+    },
+)
+
+audioset_transformer = replace(
+    audioset_netvlad,
+    about=About(summary="One transformer layer over the frames, its mean beside the deviation"),
+    streams={
+        "transformer": Stream(
+            inputs=_FRAMES,
+            transforms=(partial(MaskedBatchNorm),),
+            pool=partial(Transformer, dropout=0.1, positions=True),
+        ),
+        "std": audioset_mean_std.streams["std"],
+    },
+)
+
+audioset_gem = replace(
+    audioset_netvlad,
+    about=About(summary="Generalised means of the frames with learned powers, beside the deviation"),
+    streams={
+        "gem": Stream(inputs=_FRAMES, pool=partial(GeM)),
+        "std": audioset_mean_std.streams["std"],
     },
 )

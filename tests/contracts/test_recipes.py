@@ -69,7 +69,7 @@ def _on_audioset(recipe: Recipe) -> Recipe:
         optional=(),
         **{name: _smaller(getattr(recipe, name)) for name in ("join", "body", "output", "late")},
         training=replace(
-            recipe.training, steps=2, batch_size=8, late_epochs=min(recipe.training.late_epochs, 0.25)
+            recipe.training, steps=2, batch_size=8, late_epochs=min(recipe.training.late_epochs, 0.1)
         ),
     )
 

@@ -6,6 +6,8 @@ from functools import partial
 import pytest
 import torch
 
+from tagreel.errors import RecipeError
+from tagreel.heads.chained_experts import ChainedExperts
 from tagreel.layers.mixture import Mixture
 from tagreel.model import build, count_parameters
 
@@ -80,6 +82,11 @@ def test_a_tagger_of_branches_is_the_gated_sum_of_its_networks(tiny, training_da
 def test_parameters_are_those_of_the_branches_and_the_gate(tiny):
     one = count_parameters(tiny)
     assert count_parameters(replace(tiny, mixture=partial(Mixture))) == 3 * one + 2 * 18 + 18 * 3 + 3
+
+
+def test_a_head_with_losses_of_its_own_is_refused(tiny):
+    with pytest.raises(RecipeError, match="mixture: ChainedExperts adds losses of its own"):
+        build(replace(tiny, head=partial(ChainedExperts), mixture=partial(Mixture)))
 
 
 @pytest.mark.parametrize("options", [{"branches": 1}, {"temperature": -1.0}])

@@ -1,12 +1,13 @@
 """NeXtVLAD as it was submitted, on both streams of frame-level YouTube-8M (2018, 3,862 classes).
 
-    tagreel train nextvlad-single-460k --data '*/t*.tfrecord' --labels vocabulary.csv \\
-        --set streams.rgb.transforms.0.eigenvalues=eigenvals.npy --out runs/nextvlad
+    tagreel train nextvlad-single-460k --data 'train*.tfrecord' --data 'validate*.tfrecord' \\
+        --labels vocabulary.csv --set streams.rgb.transforms.0.eigenvalues=eigenvals.npy --out runs/nextvlad
 
 Lin, Xiao, Fan, "NeXtVLAD: An Efficient Neural Network to Aggregate Frame-level Features for Large-scale Video
 Classification", 2018, arXiv 1811.05014, table 2; third place of the 2018 challenge, code
 github.com/linrongc/youtube-8m; trained on train and validation data, two days on two GTX 1080 Ti. The rate
-falls by 0.8 as in the authors' script, where the paper says 0.9. Not trained by us at this size.
+falls by 0.8 as in the authors' script, where the paper says 0.9; their L2 is on the logistic layer's bias as
+well. Not trained by us at this size.
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """Willow's aggregation schemes, on both streams of frame-level YouTube-8M (2017, 4,716 classes).
 
-    tagreel train willow-gated-netvlad-256 --data 'train*.tfrecord' --validate 'validatea*.tfrecord' \\
-        --labels vocabulary.csv --out runs/willow
+    tagreel train willow-gated-netvlad-256 --data 'train*.tfrecord' --data 'validate[!a]*.tfrecord' \\
+        --validate 'validatea*.tfrecord' --labels vocabulary.csv --out runs/willow
 
 Miech, Laptev, Sivic, "Learnable pooling with Context Gating for video classification", 2017, arXiv
 1706.06905, table 1; first place of the 2017 challenge. What the paper leaves open follows the authors' code,

@@ -1,7 +1,7 @@
 """Willow's ablation of Context Gating: NetVLAD, 128 clusters, with and without gates (2017, 4,716 classes).
 
-    tagreel train willow-cg-cg --data 'train*.tfrecord' --validate 'validatea*.tfrecord' \\
-        --labels vocabulary.csv --out runs/willow-cg
+    tagreel train willow-cg-cg --data 'train*.tfrecord' --data 'validate[!a]*.tfrecord' \\
+        --validate 'validatea*.tfrecord' --labels vocabulary.csv --out runs/willow-cg
 
 Miech, Laptev, Sivic, "Learnable pooling with Context Gating for video classification", 2017, arXiv
 1706.06905, table 2. The names say what follows the pooling and what follows the experts: nothing, a gated

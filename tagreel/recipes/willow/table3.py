@@ -1,7 +1,7 @@
 """Willow's comparison of early and late fusion of picture and sound (2017, 4,716 classes).
 
-    tagreel train willow-netvlad-early --data 'train*.tfrecord' --validate 'validatea*.tfrecord' \\
-        --labels vocabulary.csv --out runs/willow-early
+    tagreel train willow-netvlad-early --data 'train*.tfrecord' --data 'validate[!a]*.tfrecord' \\
+        --validate 'validatea*.tfrecord' --labels vocabulary.csv --out runs/willow-early
 
 Miech, Laptev, Sivic, "Learnable pooling with Context Gating for video classification", 2017, arXiv
 1706.06905, table 3. Early fusion pools frames of both streams side by side, late fusion each stream by

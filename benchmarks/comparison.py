@@ -1,0 +1,183 @@
+"""Train the rows of a table with several seeds, and draw what came of it. For pooling.py and heads.py.
+
+A row is a recipe; a finished run leaves `result.json` in its folder and is not trained again, one that was
+killed goes on where it was, so a table may be interrupted, and two processes may share it with `--part 1/2`.
+Scores are those after the last epoch: no checkpoint is chosen on the data that is scored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tagreel.checkpoint import write_json
+from tagreel.model import count_parameters
+from tagreel.recipe import Recipe
+from tagreel.source import Source
+from tagreel.train import train
+
+METRICS = {"map": "mAP", "gap@20": "GAP@20", "hit@1": "Hit@1", "perr": "PERR"}
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Student's t: half a 95 % interval of the mean of so many runs, in standard errors."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: the group it is drawn in, and the recipe that is trained."""
+
+    group: str
+    recipe: Recipe
+
+
+def arguments(description: str, *, out: str) -> argparse.Namespace:
+    """The options that every comparison has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", nargs="+", required=True)
+    parser.add_argument("--validate", nargs="+", required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs") / out, help="the folder of the runs")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", nargs="*", help="only these")
+    parser.add_argument("--part", default="1/1", help="2/3: every third run, from the second on")
+    parser.add_argument("--table", type=Path, help="write the table here, as Markdown")
+    parser.add_argument("--chart", type=Path, help="draw the chart here, as SVG or PNG")
+    parser.add_argument("--by", choices=METRICS, default="map", help="what the chart shows")
+    return parser.parse_args()
+
+
+def compare(rows: Mapping[str, Row], options: argparse.Namespace) -> None:
+    """Train what is missing, then print the table of what is there."""
+    chosen = {name: row for name, row in rows.items() if not options.rows or name in options.rows}
+    part, parts = map(int, options.part.split("/"))
+    # All rows once before any of them again: an unfinished table is a whole one of fewer seeds.
+    runs = [(name, seed) for seed in range(options.seeds) for name in chosen]
+    data, validation = Source(options.data), Source(options.validate)
+    for name, seed in runs[part - 1 :: parts]:
+        _run(chosen[name].recipe, options.out / name / f"seed-{seed}", seed, data, validation)
+    found = _collect(rows, options.out)
+    text = table(rows, found)
+    print(text)
+    if options.table:
+        options.table.write_text(text, encoding="utf-8")
+    if options.chart:
+        draw(rows, found, options.chart, by=options.by)
+
+
+def _run(recipe: Recipe, folder: Path, seed: int, data: Source, validation: Source) -> None:
+    if (folder / "result.json").exists():
+        return
+    began = time.perf_counter()
+    outcome = train(
+        recipe,
+        data=data,
+        validation=validation,
+        out=folder,
+        seed=seed,
+        resume=True,
+        keep=1,
+        # After the last step alone; and a log line costs the running GAP of the batches before it.
+        validate_every=1 << 30,
+        log_every=1 << 30,
+        on_event=lambda row: None,
+    )
+    if outcome.interrupted:
+        raise SystemExit(130)
+    last = json.loads((folder / "checkpoints" / f"step-{outcome.step:08d}" / "model.json").read_text())
+    result = {
+        "scores": {name: last["facts"]["validation"][name] for name in METRICS},
+        "parameters": count_parameters(recipe),
+        "minutes": (time.perf_counter() - began) / 60,
+    }
+    shutil.rmtree(folder / "checkpoints")
+    write_json(folder / "result.json", result)
+    shown = "   ".join(f"{METRICS[name]} {value:.4f}" for name, value in result["scores"].items())
+    print(f"{folder.parent.name}, seed {seed}   {shown}   {result['minutes']:.1f} min", flush=True)
+
+
+def _collect(rows: Mapping[str, Row], out: Path) -> dict[str, list[dict[str, Any]]]:
+    found = {name: sorted((out / name).glob("seed-*/result.json")) for name in rows}
+    return {name: [json.loads(path.read_text()) for path in paths] for name, paths in found.items() if paths}
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half the 95 % confidence interval of the mean."""
+    count = len(values)
+    return T_95[count] * float(np.std(values, ddof=1)) / count**0.5 if count > 1 else float("nan")
+
+
+def table(rows: Mapping[str, Row], found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The results in Markdown, means over the seeds with half their 95 % intervals."""
+    lines = [
+        f"| | {' | '.join(METRICS.values())} | parameters | minutes | seeds |",
+        f"|---|{'---:|' * (len(METRICS) + 3)}",
+    ]
+    for name, runs in found.items():
+        cells = []
+        for metric in METRICS:
+            values = [run["scores"][metric] for run in runs]
+            spread = f" ± {interval(values):.4f}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.4f}{spread}")
+        minutes = np.median([run["minutes"] for run in runs])
+        summary = rows[name].recipe.about.summary
+        label = f"`{name}` {summary}".strip()
+        cells += [f"{runs[0]['parameters'] / 1e6:.2f}M", f"{minutes:.1f}", str(len(runs))]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(
+    rows: Mapping[str, Row], found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, *, by: str
+) -> None:
+    """Every run a dot, every mean a bar with its 95 % interval, grouped."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(found)[::-1]
+    groups = list(dict.fromkeys(row.group for row in rows.values()))
+    colours = dict(zip(groups, plt.get_cmap("tab10").colors, strict=False))
+    means = [float(np.mean([run["scores"][by] for run in found[name]])) for name in names]
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.27 * len(names)), layout="constrained")
+    low = min(min(run["scores"][by] for run in found[name]) for name in names)
+    low -= 0.15 * (max(means) - low)
+    for y, (name, mean) in enumerate(zip(names, means, strict=True)):
+        values = [run["scores"][by] for run in found[name]]
+        group = rows[name].group
+        axes.barh(y, mean - low, left=low, color=colours[group], alpha=0.45, height=0.75)
+        if len(values) > 1:
+            axes.errorbar(mean, y, xerr=interval(values), color=colours[group], capsize=3, lw=1.5)
+        axes.plot(values, [y] * len(values), "o", ms=3, color=colours[group])
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xlim(left=low)
+    axes.set_xlabel(f"{METRICS[by]}: runs, their mean and its 95 % interval")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[group], alpha=0.6) for group in groups]
+    axes.legend(handles, groups, fontsize=8, loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+def at_budget(recipe: Recipe, parameters: int) -> Recipe:
+    """The recipe with its body's first `width` chosen so that it has about so many parameters."""
+    place = next(i for i, part in enumerate(recipe.body) if "width" in part.keywords)
+
+    def sized(width: int) -> Recipe:
+        part = recipe.body[place]
+        changed = type(part)(part.func, **{**part.keywords, "width": width})
+        return replace(recipe, body=(*recipe.body[:place], changed, *recipe.body[place + 1 :]))
+
+    low, high = 8, 8192
+    while high - low > 1:
+        middle = (low + high) // 2
+        count = count_parameters(sized(middle))
+        assert count is not None
+        low, high = (middle, high) if count <= parameters else (low, middle)
+    return sized(low)
