@@ -11,13 +11,14 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tagreel.display import progress, training_lines
-from tagreel.errors import RecipeError, TagreelError
+from tagreel.errors import DataError, RecipeError, TagreelError
 
 if TYPE_CHECKING:
     from tagreel.loop import Outcome
@@ -361,8 +362,17 @@ def train(
     names = read_label_names(labels) if labels is not None else None
     target = pick_device(device)
     known = names or (label_names(out) if resume else None) or source.label_names
-    needed = estimate(settle(chosen, source, known), source.first(), device=target)
-    say(needed.text(available(target)))
+    needed = ""
+    with suppress(DataError):  # where nothing can be read, training says so
+        settled = settle(chosen, source, known)
+        needed = estimate(settled, source.first(), device=target).text(available(target))
+    show = training_lines(say)
+
+    def on_event(row: dict[str, Any]) -> None:
+        if row["event"] == "start" and needed:
+            say(needed)
+        show(row)
+
     outcome = train_recipe(
         chosen,
         data=source,
@@ -383,7 +393,7 @@ def train(
         log_every=log_every,
         skip_damaged=skip_damaged,
         tensorboard=tensorboard,
-        on_event=training_lines(say),
+        on_event=on_event,
     )
     _end_training(
         outcome,

@@ -93,10 +93,12 @@ class Optimization:
 def _optimizer(model: Tagger, training: Training) -> torch.optim.Optimizer:
     part = training.optimizer
     options: dict[str, Any] = {}
-    # PyTorch's fused update is several times faster and not its default.
+    # PyTorch's fused update is several times faster and not its default. SGD's wants a momentum of every
+    # parameter or of none, and those that join late have none yet.
     known = inspect.signature(part.func).parameters
     device = next(model.parameters()).device.type
-    if device in ("cpu", "cuda") and "fused" in known and part.keywords.get("fused") is None:
+    fused = device in ("cpu", "cuda") and "fused" in known and part.keywords.get("fused") is None
+    if fused and not (training.late_epochs and part.func is torch.optim.SGD):
         options["fused"] = True
     if part.func is torch.optim.LBFGS:
         raise RecipeError("training.optimizer: LBFGS evaluates its loss again and again; take another one")

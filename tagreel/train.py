@@ -6,7 +6,7 @@ What every training does besides, from the seed of a step to its checkpoint, is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -104,10 +104,18 @@ def train(
     )
     with closing(loop.log), set_by_signals(loop.stop):
         if guide is not None:
-            guide.compare(batch for _, batch in loop.loader(data, shuffle=False).epoch())
+            guide.compare(_until_stopped(loop, data))
             loop.log.event("teacher", step=loop.state.step, forgiven=guide.pairs)
         _learn(loop, loss_function.to(target), guide)
     return loop.outcome()
+
+
+def _until_stopped(loop: Loop, data: Source) -> Iterator[Batch]:
+    """All of the training data once, in order; there is nothing to save when somebody stops it here."""
+    for _, batch in loop.loader(data, shuffle=False).epoch():
+        if loop.stop.is_set():
+            raise KeyboardInterrupt
+        yield batch
 
 
 def _learn(loop: Loop, loss_function: nn.Module, guide: Teacher | None) -> None:

@@ -258,17 +258,6 @@ def test_labels_are_not_looked_at(seeing, tmp_path):
 # ---------------------------------------------------------------------- a tagger that starts from it
 
 
-def test_it_begins_with_the_weights_and_statistics_of_the_tagger(busy):
-    recipe = replace(busy, streams={**busy.streams, "audio": Stream(pool=partial(BatchNormLSTM, units=(3,)))})
-    torch.manual_seed(0)
-    ours = FramePredictor(recipe, target=BOTH).state_dict()
-    torch.manual_seed(0)
-    theirs = build(recipe).state_dict()
-    shared = {name for name in theirs if name.startswith("streams.")}
-    assert set(ours) - shared == {"prediction.weight", "prediction.bias"}
-    assert all(torch.equal(ours[name], theirs[name]) for name in shared)
-
-
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_a_tagger_starts_with_those_very_weights(ema, busy, training_data, test_data, tmp_path):
     recipe = with_training(busy, ema=ema)

@@ -329,6 +329,17 @@ def test_a_tagger_saved_before_its_late_parts_joined_is_loaded_without_them(
     assert len(model.late) == 1
 
 
+def test_late_parts_join_whatever_the_optimizer(recipes_file, training_data, tmp_path):
+    late = find(f"{recipes_file}:late")
+    for name, optimizer in (
+        ("momentum", partial(torch.optim.SGD, lr=0.01, momentum=0.9)),
+        ("adagrad", partial(torch.optim.Adagrad, lr=0.01)),
+        ("rmsprop", partial(torch.optim.RMSprop, lr=1e-3)),
+    ):
+        recipe = with_training(late, optimizer=optimizer, steps=15)
+        assert short(recipe, training_data, tmp_path / name).step == 15
+
+
 def test_late_parts_that_would_never_join_are_refused(recipes_file, training_data, tmp_path):
     late = with_training(find(f"{recipes_file}:late"), steps=13)
     with pytest.raises(RecipeError, match="would join at step 13, and the run ends at 13"):
