@@ -1,8 +1,8 @@
 """Train the rows of a table with several seeds, and draw what came of it. For pooling.py and heads.py.
 
-A row is a recipe; a finished run leaves `result.json` in its folder and is not trained again, one that was
-killed goes on where it was, so a table may be interrupted, and two processes may share it with `--part 1/2`.
-Scores are those after the last epoch: no checkpoint is chosen on the data that is scored.
+A row is a recipe. A finished run is noted in the file of results and not trained again, one that was killed
+goes on where it was; so a table may be interrupted, and two processes may share it with `--part 1/2`. Scores
+are those after the last epoch: no checkpoint is chosen on the data that is scored.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def arguments(description: str, *, out: str) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="*", help="only these")
     parser.add_argument("--part", default="1/1", help="2/3: every third run, from the second on")
+    results = Path("docs/results") / f"{out}.json"
+    parser.add_argument("--results", type=Path, default=results, help="the file of finished runs")
     parser.add_argument("--table", type=Path, help="write the table here, as Markdown")
     parser.add_argument("--chart", type=Path, help="draw the chart here, as SVG or PNG")
     parser.add_argument("--by", choices=METRICS, default="map", help="what the chart shows")
@@ -60,8 +62,16 @@ def compare(rows: Mapping[str, Row], options: argparse.Namespace) -> None:
     runs = [(name, seed) for seed in range(options.seeds) for name in chosen]
     data, validation = Source(options.data), Source(options.validate)
     for name, seed in runs[part - 1 :: parts]:
-        _run(chosen[name].recipe, options.out / name / f"seed-{seed}", seed, data, validation)
-    found = _collect(rows, options.out)
+        if str(seed) in _noted(options.results).get(name, {}):
+            continue
+        result = _run(chosen[name].recipe, options.out / name / f"seed-{seed}", seed, data, validation)
+        shown = "   ".join(f"{METRICS[metric]} {value:.4f}" for metric, value in result["scores"].items())
+        print(f"{name}, seed {seed}   {shown}   {result['minutes']:.1f} min", flush=True)
+        noted = _noted(options.results)
+        noted.setdefault(name, {})[str(seed)] = result
+        write_json(options.results, noted)
+    noted = _noted(options.results)
+    found = {name: list(noted[name].values()) for name in rows if name in noted}
     text = table(rows, found)
     print(text)
     if options.table:
@@ -70,9 +80,11 @@ def compare(rows: Mapping[str, Row], options: argparse.Namespace) -> None:
         draw(rows, found, options.chart, by=options.by)
 
 
-def _run(recipe: Recipe, folder: Path, seed: int, data: Source, validation: Source) -> None:
-    if (folder / "result.json").exists():
-        return
+def _noted(results: Path) -> dict[str, dict[str, Any]]:
+    return json.loads(results.read_text()) if results.exists() else {}
+
+
+def _run(recipe: Recipe, folder: Path, seed: int, data: Source, validation: Source) -> dict[str, Any]:
     began = time.perf_counter()
     outcome = train(
         recipe,
@@ -90,20 +102,12 @@ def _run(recipe: Recipe, folder: Path, seed: int, data: Source, validation: Sour
     if outcome.interrupted:
         raise SystemExit(130)
     last = json.loads((folder / "checkpoints" / f"step-{outcome.step:08d}" / "model.json").read_text())
-    result = {
+    shutil.rmtree(folder)
+    return {
         "scores": {name: last["facts"]["validation"][name] for name in METRICS},
         "parameters": count_parameters(recipe),
         "minutes": (time.perf_counter() - began) / 60,
     }
-    shutil.rmtree(folder / "checkpoints")
-    write_json(folder / "result.json", result)
-    shown = "   ".join(f"{METRICS[name]} {value:.4f}" for name, value in result["scores"].items())
-    print(f"{folder.parent.name}, seed {seed}   {shown}   {result['minutes']:.1f} min", flush=True)
-
-
-def _collect(rows: Mapping[str, Row], out: Path) -> dict[str, list[dict[str, Any]]]:
-    found = {name: sorted((out / name).glob("seed-*/result.json")) for name in rows}
-    return {name: [json.loads(path.read_text()) for path in paths] for name, paths in found.items() if paths}
 
 
 def interval(values: Sequence[float]) -> float:
