@@ -165,7 +165,7 @@ def draw(
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     handles = [plt.Rectangle((0, 0), 1, 1, color=colours[group], alpha=0.6) for group in groups]
-    axes.legend(handles, groups, fontsize=8, loc="lower right")
+    figure.legend(handles, groups, fontsize=8, loc="outside upper center", ncols=len(groups))
     figure.savefig(path, dpi=150)
 
 
