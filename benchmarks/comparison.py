@@ -2,7 +2,8 @@
 
 A row is a recipe. A finished run is noted in the file of results and not trained again, one that was killed
 goes on where it was; so a table may be interrupted, and two processes may share it with `--part 1/2`. Scores
-are those after the last epoch: no checkpoint is chosen on the data that is scored.
+are those after the last epoch: no checkpoint is chosen on the data that is scored. The chart needs matplotlib
+(`pip install "tagreel[bench]"`).
 """
 
 from __future__ import annotations
