@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from tagreel.batch import Example
 from tagreel.heads.logistic import Logistic
@@ -30,6 +31,9 @@ from tagreel.schedule import Cosine
 from tagreel.source import Source
 
 torch.set_num_threads(1)
+# A busy machine is no failure.
+settings.register_profile("tagreel", deadline=None)
+settings.load_profile("tagreel")
 
 REPOSITORY = Path(__file__).parents[1]
 
