@@ -187,10 +187,7 @@ def _step_bytes(model: Tagger, recipe: Recipe, batch: Batch) -> int:
 
         for _ in range(min(recipe.training.accumulate, 2)):  # the second finds gradients there already
             with model.autocast():
-                loss = loss_of(model.logits(batch))
-                for module in model.modules():
-                    if callable(total_loss := getattr(module, "total_loss", None)):
-                        loss = total_loss(loss, loss_of)
+                loss = model.with_further_losses(loss_of(model.logits(batch)), loss_of)
             loss.backward()  # type: ignore[no-untyped-call]
     return live.peak
 

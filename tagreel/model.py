@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
@@ -158,6 +158,16 @@ class Tagger(Network):
     def forward(self, streams: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
         """Frames and masks of every feature to logits (B, C)."""
         return self.classify(self.describe(streams, masks))
+
+    def with_further_losses(self, loss: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """The loss of the logits that came out, and what parts add that hold more: branches, supports.
+
+        `loss_of` gives the loss of other logits of the same batch; to be called after a forward in training.
+        """
+        for module in self.modules():
+            if callable(total_loss := getattr(module, "total_loss", None)):
+                loss = total_loss(loss, loss_of)
+        return loss
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits (B, C) of a batch that lies on this model's device."""

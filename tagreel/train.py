@@ -207,11 +207,7 @@ def training_loss(
         return first + second
 
     logits = model.classify(descriptor)
-    loss: Tensor = loss_of(logits)
-    for module in model.modules():
-        # Parts that hold more logits than those that come out: a mixture's branches, a chain's supports.
-        if callable(total_loss := getattr(module, "total_loss", None)):
-            loss = total_loss(loss, loss_of)
+    loss = model.with_further_losses(loss_of(logits), loss_of)
     return loss, logits.detach(), target
 
 

@@ -163,22 +163,39 @@ def last_real(outputs: Tensor, mask: Tensor | None, *, numerator: int = 1, denom
 
 
 class Stack(nn.Module):
-    """Layers on top of each other: (B, T, D) and a mask (B, T) in, (B, out_dim) out.
+    """Layers on top of each other, which every recurrent pool is: (B, T, D) and a mask (B, T) to a vector.
 
+    `units` are the widths from the bottom, and `layer` makes one from the width it reads and its own.
     `readout` is "last" for the final h of the top layer; "states" for every final state of every layer (the
     classifier's input in Willow's code); "thirds" for the mean of the top outputs at a third, two thirds and
     the end of the video; "attention" for their sum under softmax_t(v·h_t).
     """
 
-    def __init__(self, layers: Sequence[Recurrence], *, readout: Readout = "last") -> None:
+    ordered = True
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        units: Sequence[int],
+        layer: Callable[[int, int], Recurrence],
+        readout: Readout = "last",
+    ) -> None:
         super().__init__()
+        if not units or min(units) < 1:
+            name = type(self).__name__
+            raise ValueError(f"{name}: units={units}; expected the width of each layer, such as (1024, 1024)")
+        layers = []
+        for width in units:
+            layers.append(layer(dim, width))
+            dim = layers[-1].out_dim
         if readout not in ("last", "states", "thirds", "attention"):
             raise ValueError(f"readout={readout!r}; expected last, states, thirds or attention")
         self.layers = nn.ModuleList(layers)
         self.readout = readout
         self.out_dim = layers[-1].out_dim
         if readout == "states":
-            self.out_dim = sum(layer.out_dim * layer.num_states for layer in layers)
+            self.out_dim = sum(made.out_dim * made.num_states for made in layers)
         if readout == "attention":
             self.attention = nn.Linear(self.out_dim, 1, bias=False)  # a softmax would not notice a bias
             nn.init.xavier_uniform_(self.attention.weight)
@@ -204,10 +221,3 @@ class Stack(nn.Module):
             taps = [last_real(outputs, mask, numerator=third, denominator=3) for third in (1, 2, 3)]
             return torch.stack(taps).mean(0)
         return (softmax_over_frames(self.attention(outputs), mask) * outputs).sum(1)
-
-
-def checked_units(name: str, units: tuple[int, ...]) -> tuple[int, ...]:
-    """The widths of the layers, if there is one and none is less than 1; raises `ValueError` otherwise."""
-    if not units or min(units) < 1:
-        raise ValueError(f"{name}: units={units}; expected the width of each layer, such as (1024, 1024)")
-    return units

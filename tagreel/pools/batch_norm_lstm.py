@@ -17,17 +17,15 @@ from torch import Tensor, nn
 
 from tagreel.layers.lstm_cell import glorot
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
-from tagreel.layers.recurrence import Readout, Recurrence, Stack, States, checked_units
+from tagreel.layers.recurrence import Readout, Recurrence, Stack, States
 
 
-class BatchNormLSTM(nn.Module):
+class BatchNormLSTM(Stack):
     """(B, T, D) and a mask (B, T) in, (B, out_dim) out.
 
     `units` are the layers' widths, a direction. `readout` is what becomes of the states, as in an LSTM:
     "last", "states", "thirds" or "attention".
     """
-
-    ordered = True
 
     def __init__(
         self,
@@ -37,21 +35,10 @@ class BatchNormLSTM(nn.Module):
         bidirectional: bool = False,
         readout: Readout = "last",
     ) -> None:
-        super().__init__()
-        layers = []
-        for width in checked_units("BatchNormLSTM", units):
-            layers.append(_Layer([_Cell(dim, width) for _ in range(1 + bidirectional)]))
-            dim = layers[-1].out_dim
-        self.stack = Stack(layers, readout=readout)
-        self.out_dim = self.stack.out_dim
+        def layer(dim: int, width: int) -> Recurrence:
+            return _Layer([_Cell(dim, width) for _ in range(1 + bidirectional)])
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Read the real frames; a video without any gives zeros."""
-        return self.stack(frames, mask)  # type: ignore[no-any-return]
-
-    def outputs(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the top layer puts out in each frame, (B, T, W); zeros in padded ones."""
-        return self.stack.outputs(frames, mask)
+        super().__init__(dim, units=units, layer=layer, readout=readout)
 
 
 class _Layer(Recurrence):

@@ -7,21 +7,17 @@ Equations in tagreel/layers/layer_norm_lstm_cell.py. Tsinghua's quickest learner
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
 from tagreel.layers.layer_norm_lstm_cell import LayerNormLSTMLayer
-from tagreel.layers.recurrence import Readout, Stack, checked_units
+from tagreel.layers.recurrence import Readout, Recurrence, Stack
 
 
-class LayerNormLSTM(nn.Module):
+class LayerNormLSTM(Stack):
     """(B, T, D) and a mask (B, T) in, (B, out_dim) out.
 
     `units` are the layers' widths, a direction. `readout` is what becomes of the states: "last" the final h
     of the top layer, "states" the final c and h of all layers, "thirds" the mean of the top outputs at a
     third, two thirds and the end of the real frames, "attention" their sum under a learned softmax.
     """
-
-    ordered = True
 
     def __init__(
         self,
@@ -31,18 +27,7 @@ class LayerNormLSTM(nn.Module):
         bidirectional: bool = False,
         readout: Readout = "last",
     ) -> None:
-        super().__init__()
-        layers = []
-        for width in checked_units("LayerNormLSTM", units):
-            layers.append(LayerNormLSTMLayer(dim, width, bidirectional=bidirectional))
-            dim = layers[-1].out_dim
-        self.stack = Stack(layers, readout=readout)
-        self.out_dim = self.stack.out_dim
+        def layer(dim: int, width: int) -> Recurrence:
+            return LayerNormLSTMLayer(dim, width, bidirectional=bidirectional)
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Read the real frames; a video without any gives zeros."""
-        return self.stack(frames, mask)  # type: ignore[no-any-return]
-
-    def outputs(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the top layer puts out in each frame, (B, T, W); zeros in padded ones."""
-        return self.stack.outputs(frames, mask)
+        super().__init__(dim, units=units, layer=layer, readout=readout)

@@ -4,27 +4,24 @@
 
 ĉ and ĥ are what a plain LSTM (tagreel/layers/lstm_cell.py) would go to; each d is 1 with its rate, drawn for
 every unit and frame, and the rate itself in evaluation. Krueger et al., "Zoneout", 2016, arXiv 1606.01305,
-whose rates 0.5 and 0.05 are the defaults; CMU Informedia (arXiv
-1707.01408, table 2) does not say its own.
+whose rates 0.5 and 0.05 are the defaults; CMU Informedia (arXiv 1707.01408, table 2) does not say its own.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tagreel.layers.lstm_cell import LSTMCell
-from tagreel.layers.recurrence import Readout, Recurrence, Stack, States, checked_units
+from tagreel.layers.recurrence import Readout, Recurrence, Stack, States
 
 
-class ZoneoutLSTM(nn.Module):
+class ZoneoutLSTM(Stack):
     """(B, T, D) and a mask (B, T) in, (B, out_dim) out.
 
     `units` are the layers' widths, a direction, `memory_rate` and `output_rate` the rates of c and of h.
     `readout` is what becomes of the states, as in an LSTM: "last", "states", "thirds" or "attention".
     """
-
-    ordered = True
 
     def __init__(
         self,
@@ -36,25 +33,15 @@ class ZoneoutLSTM(nn.Module):
         memory_rate: float = 0.5,
         output_rate: float = 0.05,
     ) -> None:
-        super().__init__()
         rates = (memory_rate, output_rate)
         if not (0 <= memory_rate < 1 and 0 <= output_rate < 1):
             options = f"memory_rate={memory_rate}, output_rate={output_rate}"
             raise ValueError(f"ZoneoutLSTM: {options}; expected 0 to less than 1")
-        layers = []
-        for width in checked_units("ZoneoutLSTM", units):
-            layers.append(Recurrence([_ZoneoutCell(dim, width, rates) for _ in range(1 + bidirectional)]))
-            dim = layers[-1].out_dim
-        self.stack = Stack(layers, readout=readout)
-        self.out_dim = self.stack.out_dim
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Read the real frames; a video without any gives zeros."""
-        return self.stack(frames, mask)  # type: ignore[no-any-return]
+        def layer(dim: int, width: int) -> Recurrence:
+            return Recurrence([_ZoneoutCell(dim, width, rates) for _ in range(1 + bidirectional)])
 
-    def outputs(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the top layer puts out in each frame, (B, T, W); zeros in padded ones."""
-        return self.stack.outputs(frames, mask)
+        super().__init__(dim, units=units, layer=layer, readout=readout)
 
 
 class _ZoneoutCell(LSTMCell):

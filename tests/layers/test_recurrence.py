@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -17,9 +18,7 @@ every_layer = pytest.mark.parametrize("layer_class", [LSTMLayer, GRULayer])
 
 def _stack(layer_class, readout):
     torch.manual_seed(0)
-    return Stack(
-        [layer_class(5, 3, bidirectional=True), layer_class(6, 4, bidirectional=True)], readout=readout
-    )
+    return Stack(5, units=(3, 4), layer=partial(layer_class, bidirectional=True), readout=readout)
 
 
 def _videos(lengths=LENGTHS, *, padded=2, padding=1e3):
@@ -120,4 +119,4 @@ def test_weights_in_one_chunk_are_the_same_with_matrices_before_biases():
 
 def test_an_unknown_readout_is_named():
     with pytest.raises(ValueError, match=r"readout='mean'; expected last, states, thirds or attention"):
-        Stack([LSTMLayer(5, 3)], readout="mean")
+        Stack(5, units=(3,), layer=LSTMLayer, readout="mean")

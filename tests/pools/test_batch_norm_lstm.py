@@ -19,7 +19,7 @@ def _normalized(norm, rows, bias, eps):
 
 def _naive(pool, videos, seen=None):
     """One layer, one direction: all videos step by step, each as long as it lasts."""
-    [layer] = pool.stack.layers
+    [layer] = pool.layers
     [cell] = layer.cells
     H, D = cell.units, cell.dim
     flat = [cell.kernel[:, :D] @ x for video in videos for x in video]
@@ -61,7 +61,7 @@ def test_running_statistics_are_those_of_all_real_steps_together():
     pool = BatchNormLSTM(5, units=(3,)).double()
     frames = torch.randn(4, 8, 5, dtype=torch.float64)
     mask = torch.arange(8) < torch.tensor(LENGTHS)[:, None]
-    [cell] = pool.stack.layers[0].cells
+    [cell] = pool.layers[0].cells
     seen = []
     _naive(pool, [video[:n] for video, n in zip(frames, LENGTHS, strict=True)], seen)
     pool(frames, mask)
@@ -80,7 +80,7 @@ def test_running_statistics_are_those_of_all_real_steps_together():
 
 
 def test_gains_start_small_and_the_forget_gate_open():
-    cell = BatchNormLSTM(5, units=(3,)).stack.layers[0].cells[0]
+    cell = BatchNormLSTM(5, units=(3,)).layers[0].cells[0]
     for norm in (cell.input_norm, cell.state_norm, cell.memory_norm):
         assert norm.weight.tolist() == pytest.approx([0.1] * len(norm.weight))
     assert cell.input_norm.bias.tolist() == [0] * 3 + [1] * 3 + [0] * 6

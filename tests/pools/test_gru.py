@@ -27,7 +27,7 @@ def _naive(pool, videos):
     rows = []
     for video in videos:
         frames, states = list(video), []
-        for layer in pool.stack.layers:
+        for layer in pool.layers:
             outputs = _read(layer.cells[0], frames)
             h = [outputs[-1]]
             if len(layer.cells) == 2:
@@ -36,7 +36,7 @@ def _naive(pool, videos):
                 outputs = [torch.cat(pair) for pair in zip(outputs, backwards[::-1], strict=True)]
             states += h
             frames = outputs
-        rows.append(torch.cat(states if pool.stack.readout == "states" else h))
+        rows.append(torch.cat(states if pool.readout == "states" else h))
     return torch.stack(rows)
 
 
@@ -69,7 +69,7 @@ def test_parameters_are_those_of_tensorflow(reset_before):
 
 def test_starts_as_in_tensorflow():
     torch.manual_seed(0)
-    [cell] = GRU(96, units=(64,)).stack.layers[0].cells
+    [cell] = GRU(96, units=(64,)).layers[0].cells
     assert (cell.gate_bias == 1).all()
     assert not cell.bias.any()
     for kernel, gates in ((cell.gate_kernel, 128), (cell.kernel, 64)):

@@ -42,10 +42,10 @@ def test_one_modality_is_a_stack_of_two(assert_follows):
     torch.manual_seed(0)
     pool = LateFusionLSTM(6, units=(3, 2), fused_units=5)
     below, above = LayerNormLSTM(6, units=(3,), bidirectional=True), LayerNormLSTM(6, units=(5,))
-    below.stack.layers[0].load_state_dict(pool.layers[0].state_dict())
-    above.stack.layers[0].load_state_dict(pool.fuse.state_dict())
+    below.layers[0].load_state_dict(pool.layers[0].state_dict())
+    above.layers[0].load_state_dict(pool.fuse.state_dict())
     frames, mask = torch.randn(3, 4, 6), torch.arange(4) < torch.tensor([[4], [1], [3]])
-    outputs, _ = below.stack.layers[0](frames, mask)
+    outputs, _ = below.layers[0](frames, mask)
     torch.testing.assert_close(pool(frames, mask), above(outputs, mask))
 
 

@@ -34,7 +34,7 @@ def _naive(pool, videos):
     rows = []
     for video in videos:
         frames = list(video)
-        for layer in pool.stack.layers:
+        for layer in pool.layers:
             forwards, c = read(layer.cells[0], frames)
             backwards, last_c = read(layer.cells[1], frames[::-1])
             states = [c, last_c, forwards[-1], backwards[-1]]
@@ -47,7 +47,7 @@ def test_follows_the_equations(assert_follows):
     torch.manual_seed(0)
     pool = LayerNormLSTM(5, units=(4,), bidirectional=True, readout="states")
     with torch.no_grad():
-        for cell in pool.stack.layers[0].cells:
+        for cell in pool.layers[0].cells:
             cell.gate_weight.uniform_(0.5, 2.0)
             cell.memory_weight.uniform_(0.5, 2.0)
     assert_follows(pool, _naive, 5)
@@ -74,6 +74,6 @@ def test_parameters_are_those_of_tensorflow(units, bidirectional):
 
 def test_the_forget_gate_starts_open():
     pool = LayerNormLSTM(5, units=(3,))
-    i, f, j, o = pool.stack.layers[0].cells[0].gate_bias
+    i, f, j, o = pool.layers[0].cells[0].gate_bias
     assert (f == 1).all()
     assert not torch.cat([i, j, o]).any()

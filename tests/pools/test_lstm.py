@@ -30,7 +30,7 @@ def _naive(pool, videos):
     rows = []
     for video in videos:
         frames, states = list(video), []
-        for layer in pool.stack.layers:
+        for layer in pool.layers:
             outputs, c = _read(layer.cells[0], frames)
             c, h = [c], [outputs[-1]]
             if len(layer.cells) == 2:
@@ -40,9 +40,9 @@ def _naive(pool, videos):
                 outputs = [torch.cat(pair) for pair in pairs]
             states += [*c, *h]
             frames = outputs
-        if pool.stack.readout == "states":
+        if pool.readout == "states":
             rows.append(torch.cat(states))
-        elif pool.stack.readout == "last":
+        elif pool.readout == "last":
             rows.append(torch.cat(h))
         else:
             taps = [-(-len(frames) * third // 3) - 1 for third in (1, 2, 3)]
@@ -85,7 +85,7 @@ def test_descriptors_are_as_wide_as_in_the_references():
 
 def test_starts_as_in_tensorflow():
     torch.manual_seed(0)
-    [cell] = LSTM(96, units=(64,)).stack.layers[0].cells
+    [cell] = LSTM(96, units=(64,)).layers[0].cells
     i, f, j, o = cell.bias.view(4, 64)
     assert (f == 1).all()
     assert not torch.cat([i, j, o]).any()

@@ -9,7 +9,7 @@ from tagreel.pools.zoneout_lstm import ZoneoutLSTM
 
 def _naive(pool, videos):
     """One layer; in training with the same draws, taken for the real frames, video after video."""
-    [layer] = pool.stack.layers
+    [layer] = pool.layers
     [cell] = layer.cells
     H, frames = cell.units, sum(map(len, videos))
     torch.manual_seed(5)
