@@ -349,10 +349,9 @@ def train(
     Example: tagreel train audioset-mean-std --data train/ --validate dev/ --labels class_labels_indices.csv
     --out runs/first
     """
-    from tagreel.checkpoint import label_names
     from tagreel.memory import available, estimate
     from tagreel.runtime import pick_device
-    from tagreel.train import settle
+    from tagreel.train import known_label_names, settle
     from tagreel.train import train as train_recipe
     from tagreel.vocabulary import read_label_names
 
@@ -361,10 +360,9 @@ def train(
     source = _source(data, check_crc=not no_crc, whole_videos=whole_videos, say=say)
     names = read_label_names(labels) if labels is not None else None
     target = pick_device(device)
-    known = names or (label_names(out) if resume else None) or source.label_names
     needed = ""
     with suppress(DataError):  # where nothing can be read, training says so
-        settled = settle(chosen, source, known)
+        settled = settle(chosen, source, known_label_names(out if resume else None, source, names))
         needed = estimate(settled, source.first(), device=target).text(available(target))
     show = training_lines(say)
 
@@ -544,6 +542,7 @@ def predict(
 
     A run that was killed goes on where it was when the command is given again.
     """
+    from tagreel.evaluate import scoring_loader
     from tagreel.predict import predict as predict_all
     from tagreel.runtime import pick_device
 
@@ -551,7 +550,7 @@ def predict(
     source = _source(data, check_crc=not no_crc, whole_videos=whole_videos, say=say)
     target = pick_device(device)
     model = _model(run, checkpoint, device, tuple(trust))
-    loader = _loader(model, source, batch_size=batch_size, threads=threads, skip_damaged=skip_damaged)
+    loader = scoring_loader(model, source, batch_size=batch_size, threads=threads, skip_damaged=skip_damaged)
     began = time.perf_counter()
     with progress("tagging", len(source)) as advance:
         result = predict_all(model, loader, out, device=target, top_k=top_k, on_batch=advance)
@@ -743,21 +742,6 @@ def _model(run: Path, checkpoint: str, device: str, trust: tuple[str, ...]) -> T
     return load(run, checkpoint=checkpoint, device=pick_device(device), trust=trust)
 
 
-def _loader(model: Tagger, source: Source, *, batch_size: int | None, threads: int, skip_damaged: int) -> Any:
-    from tagreel.loader import Loader
-
-    return Loader(
-        source,
-        features=model.features,
-        optional=model.recipe.optional,
-        classes=model.classes,
-        batch_size=batch_size or model.recipe.training.batch_size,
-        sampling=model.recipe.evaluation_sampling(),
-        threads=threads,
-        skip_damaged=skip_damaged,
-    )
-
-
 def _evaluate(
     run: Path,
     source: Source,
@@ -775,13 +759,13 @@ def _evaluate(
 ) -> Report:
     from tagreel.checkpoint import facts, find
     from tagreel.evaluate import evaluate as evaluate_model
-    from tagreel.evaluate import make_report
+    from tagreel.evaluate import make_report, scoring_loader
     from tagreel.log import read_log
     from tagreel.runtime import pick_device
 
     folder = find(run, checkpoint)
     model = _model(folder, checkpoint, device, trust)
-    loader = _loader(model, source, batch_size=batch_size, threads=threads, skip_damaged=skip_damaged)
+    loader = scoring_loader(model, source, batch_size=batch_size, threads=threads, skip_damaged=skip_damaged)
     with progress("evaluating", len(source)) as advance:
         result = evaluate_model(model, loader, device=pick_device(device), on_batch=advance)
     if damaged is not None:

@@ -105,7 +105,7 @@ def evaluate(
     Raises `DataError` when nothing could be read, no video has a label, or the data name the classes
     otherwise than the model does.
     """
-    _check_names(model, loader.source)
+    check_names(model, loader.source)
     training = model.training
     model.eval()
     scorer = Scorer()
@@ -136,7 +136,24 @@ def evaluate(
     return result
 
 
-def _check_names(model: Tagger, data: Source) -> None:
+def scoring_loader(
+    model: Tagger, data: Source, *, batch_size: int | None = None, threads: int = 1, skip_damaged: int = 0
+) -> Loader:
+    """What a model is to score, in order and as its recipe's `evaluation_sampling` shows it."""
+    return Loader(
+        data,
+        features=model.features,
+        optional=model.recipe.optional,
+        classes=model.classes,
+        batch_size=batch_size or model.recipe.training.batch_size,
+        sampling=model.recipe.evaluation_sampling(),
+        threads=threads,
+        skip_damaged=skip_damaged,
+    )
+
+
+def check_names(model: Tagger, data: Source) -> None:
+    """Raise `DataError` where the data and the model name a class differently."""
     if data.label_names is None or not model.has_label_names:
         return
     for label, (ours, theirs) in enumerate(zip(model.label_names, data.label_names, strict=False)):

@@ -284,7 +284,7 @@ class Loop:
 def find_position(out: Path, recipe: recipes.Recipe, identity: Row, *, resume: bool) -> Row | None:
     """The position that a run in `out` goes on from, None when there is no checkpoint yet.
 
-    `identity` is what must not change in between: the seed, the fingerprints of data, validation and teacher.
+    `identity` is what must not change in between: options such as the seed, and the fingerprints of files.
     Raises `RecipeError` and `DataError` when it did, when the recipe did, or when nobody asked to `resume`.
     """
     found = checkpoint.checkpoints(out)
@@ -298,18 +298,22 @@ def find_position(out: Path, recipe: recipes.Recipe, identity: Row, *, resume: b
     expected = {*(entry.name for entry in fields(State)), "damaged", *identity}
     if not isinstance(position, dict) or set(position) != expected:
         raise DataError("not the position of a training as tagreel writes it", path=str(path))
-    if position["seed"] != identity["seed"]:
-        raise RecipeError(f"{out}: was started with --seed {position['seed']}, now it is {identity['seed']}")
-    if position["teacher"] != identity["teacher"]:
-        raise DataError("was started with another --teacher; resume with the same", path=str(out))
-    for option, what in (("data", "trained"), ("validation", "validated")):
-        if position[option] != identity[option]:
+    for name, now in identity.items():
+        if (before := position[name]) == now:
+            continue
+        if name in _FILES:
             raise DataError(
-                f"was {what} on other files (names, sizes or numbers of records differ); resume with the "
-                "same ones, or train into another folder",
+                f"was {_FILES[name]} other files (names, sizes or numbers of records differ); resume with "
+                "the same ones, or train into another folder",
                 path=str(out),
             )
+        shown = [", ".join(value) if isinstance(value, list) else value for value in (before, now)]
+        raise RecipeError(f"{out}: was started with --{name} {shown[0]}, now it is {shown[1]}")
     return position
+
+
+_FILES = {"data": "trained on", "validation": "validated on", "teacher": "taught by"}
+"""What is known of a run by the fingerprint of its files."""
 
 
 def prepare(*modules: nn.Module) -> None:

@@ -128,14 +128,10 @@ def pretrain(
     identity: Row = {
         "seed": seed,
         "target": list(model.target),
-        "teacher": None,
         "data": data.fingerprint(),
         "validation": validation.fingerprint() if validation is not None else None,
     }
     position = find_position(out, recipe, identity, resume=resume)
-    if position is not None and position["target"] != identity["target"]:
-        before, now = (", ".join(which["target"]) for which in (position, identity))
-        raise RecipeError(f"{out}: was started with the target {before}, now it is {now}")
     if position is None:
         prepare(model)
     loop = Loop(

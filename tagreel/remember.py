@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tagreel.checkpoint import facts, find, load, save
 from tagreel.errors import DataError, RecipeError
-from tagreel.evaluate import _check_names
+from tagreel.evaluate import check_names, scoring_loader
 from tagreel.layers.neighbours import Neighbours
 from tagreel.loader import Loader
 from tagreel.model import Tagger
@@ -79,17 +79,8 @@ def remember(
         how(1, model.classes)
     except ValueError as error:
         raise RecipeError(str(error)) from error
-    _check_names(model, data)
-    loader = Loader(
-        data,
-        features=model.features,
-        optional=model.recipe.optional,
-        classes=model.classes,
-        batch_size=batch_size or model.recipe.training.batch_size,
-        sampling=model.recipe.evaluation_sampling(),
-        threads=threads,
-        skip_damaged=skip_damaged,
-    )
+    check_names(model, data)
+    loader = scoring_loader(model, data, batch_size=batch_size, threads=threads, skip_damaged=skip_damaged)
     hidden, label_ids, label_counts = _describe(model, loader, place, on_batch)
     how = partial(how, videos=len(hidden), labels=len(label_ids))
     model.recipe = replace(model.recipe, memory=how)

@@ -62,7 +62,7 @@ def train(
     """
     target = pick_device(device)
     open_writer = summary_writer() if tensorboard else None
-    label_names = _label_names(out if resume else None, data, label_names)
+    label_names = known_label_names(out if resume else None, data, label_names)
     recipe = settle(recipe, data, label_names)
     seed_everything(seed)
     model = build(recipe, label_names=label_names)
@@ -223,7 +223,9 @@ def _teacher(path: Path | None, model: Tagger) -> Teacher | None:
     return Teacher(path, classes=model.classes, share=share, label_names=names)
 
 
-def _label_names(resumed: Path | None, data: Source, given: Sequence[str] | None) -> Sequence[str] | None:
+def known_label_names(
+    resumed: Path | None, data: Source, given: Sequence[str] | None
+) -> Sequence[str] | None:
     """The names that were given, else those of the run that goes on, else those in the data."""
     before = checkpoint.label_names(resumed) if resumed is not None else None
     if given is not None and before is not None and list(given) != before:

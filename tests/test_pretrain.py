@@ -451,7 +451,7 @@ def test_resuming_with_other_settings_is_refused(seeing, training_data, test_dat
     with pytest.raises(RecipeError, match="already holds a run; go on with it by --resume"):
         short(recipe, training_data, out)
     for change, reason in [
-        ({"target": ["audio"]}, "was started with the target rgb, audio, now it is audio"),
+        ({"target": ["audio"]}, "was started with --target rgb, audio, now it is audio"),
         ({"recipe": with_training(recipe, batch_size=4)}, "training.batch_size = 16, now it is 4"),
         ({"seed": 3}, "was started with --seed 0, now it is 3"),
         ({"data": test_data}, "was trained on other files"),
