@@ -1,0 +1,74 @@
+"""`tagreel evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tagreel.commands._shared import (
+    BatchSize,
+    Checkpoint,
+    Data,
+    Device,
+    Json,
+    NoCrc,
+    Run,
+    SkipDamaged,
+    Threads,
+    Trust,
+    WholeVideos,
+    finish,
+    list_damaged,
+    printer,
+    report_on,
+    source_of,
+)
+
+
+def evaluate(
+    run: Run,
+    data: Data,
+    report: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: RUN/report.")] = None,
+    checkpoint: Checkpoint = "best",
+    batch_size: BatchSize = None,
+    device: Device = "auto",
+    threads: Threads = 1,
+    skip_damaged: SkipDamaged = 0,
+    no_crc: NoCrc = False,
+    whole_videos: WholeVideos = False,
+    trust: Trust = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Score a trained tagger, with a page of pictures.
+
+    GAP@20, mAP, Hit@1, PERR, calibration, and the average precision of every class.
+
+    map is over all scores and leaves out classes without positives; map_top20 is the YouTube-8M starter
+    code's: only each video's 20 highest scores, and classes without positives count 0.
+    """
+    say = printer(as_json)
+    source = source_of(data, check_crc=not no_crc, whole_videos=whole_videos, say=say)
+    title = f"{run.resolve().name} on {', '.join(Path(path).name for path in data)}"
+    damaged: list[str] = []
+    found = report_on(
+        run,
+        source,
+        title=title,
+        device=device,
+        checkpoint=checkpoint,
+        batch_size=batch_size,
+        threads=threads,
+        skip_damaged=skip_damaged,
+        trust=tuple(trust),
+        say=say,
+        damaged=damaged,
+    )
+    say(found.text())
+    list_damaged(say, damaged)
+    folder = report or run / "report"
+    found.write(folder)
+    say(f"\nwrote {folder / 'report.html'} and {folder / 'report.json'}")
+    say(f"next: tagreel predict {run} --data SRC --out tags.parquet")
+    finish(as_json, {**found.metrics, "videos": found.videos, "damaged": len(damaged), "report": str(folder)})
