@@ -21,7 +21,7 @@ from tagreel.metrics.gap import GlobalAveragePrecision
 from tagreel.metrics.hit import HitAt1
 from tagreel.metrics.perr import PrecisionAtEqualRecall
 from tagreel.metrics.top_average_precision import TopMeanAveragePrecision
-from tagreel.model import Tagger
+from tagreel.model import Model
 from tagreel.report import ClassScore, Report
 from tagreel.source import Source
 
@@ -98,7 +98,7 @@ class Scorer:
 
 @torch.inference_mode()
 def evaluate(
-    model: Tagger, loader: Loader, *, device: torch.device, on_batch: Callable[[int], None] | None = None
+    model: Model, loader: Loader, *, device: torch.device, on_batch: Callable[[int], None] | None = None
 ) -> Evaluation:
     """Score every video of the loader; `on_batch` is told how many videos are done.
 
@@ -137,22 +137,22 @@ def evaluate(
 
 
 def scoring_loader(
-    model: Tagger, data: Source, *, batch_size: int | None = None, threads: int = 1, skip_damaged: int = 0
+    model: Model, data: Source, *, batch_size: int | None = None, threads: int = 1, skip_damaged: int = 0
 ) -> Loader:
-    """What a model is to score, in order and as its recipe's `evaluation_sampling` shows it."""
+    """What a model is to score, in order and as the model `reads` it."""
     return Loader(
         data,
         features=model.features,
-        optional=model.recipe.optional,
+        optional=model.optional,
         classes=model.classes,
-        batch_size=batch_size or model.recipe.training.batch_size,
-        sampling=model.recipe.evaluation_sampling(),
+        batch_size=batch_size or model.batch_size,
+        sampling=model.reads(),
         threads=threads,
         skip_damaged=skip_damaged,
     )
 
 
-def check_names(model: Tagger, data: Source) -> None:
+def check_names(model: Model, data: Source) -> None:
     """Raise `DataError` where the data and the model name a class differently."""
     if data.label_names is None or not model.has_label_names:
         return
@@ -165,7 +165,7 @@ def check_names(model: Tagger, data: Source) -> None:
 
 
 def make_report(
-    model: Tagger,
+    model: Model,
     result: Evaluation,
     *,
     title: str,
@@ -189,7 +189,7 @@ def make_report(
     ]
     return Report(
         title=title,
-        recipe=model.recipe.about.name,
+        recipe=model.name,
         data=[str(path) for path in data.paths],
         checkpoint=str(checkpoint),
         step=facts.get("step", 0),

@@ -14,7 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +22,10 @@ from numpy.typing import NDArray
 
 from tagreel.batch import Batch, Example
 from tagreel.errors import DataError
-from tagreel.sampling import AllFrames, FrameChoice
+from tagreel.sampling import AllFrames, Sampler, choose
 from tagreel.source import Source
 
 _ROUNDED = 1 << 20
-
-
-class Sampler(Protocol):
-    """Chooses frames; see `tagreel.sampling`."""
-
-    def __call__(self, num_frames: int, seed: tuple[int, ...]) -> FrameChoice:
-        """A slice or indices into `num_frames` frames."""
-        ...
 
 
 class Loader:
@@ -189,17 +181,9 @@ class Loader:
             for name in self.features
             if (frames := example.streams.get(name)) is not None and len(frames)
         }
-        longest = max(map(len, streams.values()), default=0)
-        seed = (self.seed, epoch, position)
-        choice = self.sampling(longest, seed)
-        aligned = getattr(self.sampling, "aligned", True)
-        # A one-frame stream beside longer ones is the video's vector, not its first second.
-        example.streams = {
-            name: (frames[choice] if aligned else frames[self.sampling(longest, (*seed, number))])
-            if len(frames) == longest
-            else frames
-            for number, (name, frames) in enumerate(streams.items())
-        }
+        lengths = {name: len(frames) for name, frames in streams.items()}
+        chosen = choose(self.sampling, lengths, (self.seed, epoch, position))
+        example.streams = {name: streams[name][choice] for name, choice in chosen.items()}
         return example
 
     def _count_damage(self, damaged: list[DataError]) -> None:

@@ -145,7 +145,7 @@ class Loop:
             optional=recipe.optional,
             classes=self.classes,
             batch_size=recipe.training.batch_size,
-            sampling=(recipe.sampling if shuffle else recipe.evaluation_sampling)(),
+            sampling=(recipe.sampling if shuffle else self.model.reads)(),
             shuffle=shuffle,
             seed=self.identity["seed"],
             threads=self.threads,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from typing import Any
 
@@ -18,7 +18,8 @@ from tagreel.batch import Batch, dequantize
 from tagreel.errors import DataError, RecipeError
 from tagreel.layers.l2_norm import joint_l2_norm
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
-from tagreel.recipe import Part, Recipe
+from tagreel.recipe import Part, Recipe, override, to_json
+from tagreel.sampling import AllFrames, view
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,126 @@ class Tag:
     id: int
     name: str
     probability: float
+
+
+class Model(nn.Module):
+    """Whatever gives probabilities to videos: a tagger, several of them, a file of their predictions.
+
+    `features` are the streams that it looks at and their widths, of which a video may lack the `optional`
+    ones; `label_names` name its `classes`; `reads` makes the sampler by which a loader is to read videos for
+    it; `batch_size` is how many it is used to at once. `settings` says, in JSON, what it is beside weights.
+    """
+
+    name: str
+    features: dict[str, int]
+    optional: tuple[str, ...]
+    classes: int
+    label_names: list[str]
+    has_label_names: bool
+    batch_size: int
+
+    def name_classes(self, classes: int, label_names: Sequence[str] | None) -> None:
+        """Set the classes and their names; raises `RecipeError` when their numbers differ."""
+        self.classes = classes
+        self.label_names = list(label_names) if label_names is not None else _numbered(classes)
+        self.has_label_names = label_names is not None and list(label_names) != _numbered(classes)
+        if len(self.label_names) != classes:
+            raise RecipeError(
+                f"there are {len(self.label_names):,} label names and {classes:,} classes; give the names of "
+                "this data set with --labels FILE, or their number with --set classes=N"
+            )
+
+    @property
+    def reads(self) -> Part:
+        """What makes the sampler by which a loader is to read videos for it."""
+        raise NotImplementedError
+
+    def settings(self) -> Any:
+        """What it is beside its weights, in JSON."""
+        raise NotImplementedError
+
+    def probabilities(self, batch: Batch) -> Tensor:
+        """Probabilities (B, C) of a batch that lies on this model's device and was read as `reads` says."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def scores(self, frames_by_stream: Mapping[str, Any], num_frames: Any = None) -> Tensor:
+        """Probabilities (B, C) of videos given as arrays or tensors, one (B, T, D) a feature.
+
+        uint8 frames are read as YouTube-8M bytes, floats as they are. `num_frames` (B,) says how many
+        frames of each video are real, all if None. Raises `DataError` for a feature that is missing or
+        misshapen.
+        """
+        device = next(self.parameters(), torch.empty(0)).device
+        size = max(map(len, frames_by_stream.values()), default=0)
+        streams, lengths = {}, {}
+        for name, width in self.features.items():
+            if name not in frames_by_stream:
+                if name not in self.optional:
+                    raise DataError(f"no {name!r}; got: {', '.join(frames_by_stream)}", path="predict")
+                streams[name] = torch.zeros(size, 1, width, device=device)
+                lengths[name] = torch.zeros(size, dtype=torch.int64, device=device)
+                continue
+            frames = _on_device(frames_by_stream[name], device)
+            if frames.ndim != 3 or len(frames) != size or frames.shape[1] < 1 or frames.shape[2] != width:
+                found = " × ".join(map(str, frames.shape))
+                raise DataError(
+                    f"{name!r} is {found}; expected videos × frames × {width:,}, of {size:,} videos and at "
+                    "least one frame",
+                    path="predict",
+                )
+            if frames.dtype != torch.uint8 and not frames.is_floating_point():
+                kind = str(frames.dtype).removeprefix("torch.")
+                raise DataError(f"{name!r} is {kind}; expected uint8 bytes or floats", path="predict")
+            counts = torch.full((len(frames),), frames.shape[1], device=device)
+            if num_frames is not None and frames.shape[1] > 1:
+                counts = _on_device(num_frames, device)
+                if counts.shape != (len(frames),) or not ((counts >= 1) & (counts <= frames.shape[1])).all():
+                    raise DataError(
+                        f"num_frames is {counts.tolist()}; expected {len(frames):,} numbers from 1 to "
+                        f"{frames.shape[1]:,}",
+                        path="predict",
+                    )
+            streams[name], lengths[name] = frames, counts
+            if frames.is_floating_point() and not frames.isfinite().all():
+                raise DataError(f"{name!r} holds numbers that are not finite", path="predict")
+        none = torch.zeros(0, dtype=torch.int64, device=device)
+        batch = Batch(
+            ids=[""] * size,
+            streams=streams,
+            num_frames=lengths,
+            label_ids=none,
+            label_counts=none.new_zeros(size),
+        )
+        training = self.training
+        self.eval()
+        try:
+            return self.probabilities(batch)
+        finally:
+            self.train(training)
+
+    def predict(self, frames_by_stream: Mapping[str, Any], *, top_k: int = 20) -> list[Tag]:
+        """The `top_k` most probable tags of one video, given as one (T, D) array a feature; best first.
+
+        Of its frames the model sees those that it `reads`, as when files are scored.
+        """
+        videos = {name: _on_device(frames, None) for name, frames in frames_by_stream.items()}
+        for name, frames in videos.items():
+            if frames.ndim != 2:
+                found = " × ".join(map(str, frames.shape))
+                raise DataError(
+                    f"{name!r} is {found}; expected frames × width; `scores` takes many videos",
+                    path="predict",
+                )
+        longest = max(map(len, videos.values()), default=0)
+        choice = self.reads()(longest, (0,))
+        seen = {name: frames[choice] if len(frames) == longest else frames for name, frames in videos.items()}
+        scores = self.scores({name: frames[None] for name, frames in seen.items()})
+        best, classes = top_classes(scores, top_k)
+        return [
+            Tag(id=label, name=self.label_names[label], probability=probability)
+            for probability, label in zip(best[0].tolist(), classes[0].tolist(), strict=True)
+        ]
 
 
 class Network(nn.Module):
@@ -77,7 +198,7 @@ class Network(nn.Module):
         return logits if self.memory is None else self.memory(hidden, logits)
 
 
-class Tagger(Network):
+class Tagger(Network, Model):
     """Frames of every stream in, logits (B, C) out; made by `build`, trained by `train`, loaded by `load`.
 
     With a recipe's `mixture` it holds several networks in `branches`, and a gate over their logits.
@@ -104,17 +225,36 @@ class Tagger(Network):
             if hasattr(self.networks[0].head, "total_loss"):
                 name = type(self.networks[0].head).__name__
                 raise RecipeError(f"mixture: {name} adds losses of its own, which would count twice")
-        self.recipe, self.features, self.classes = recipe, dict(features), classes
-        self.label_names = list(label_names) if label_names is not None else _numbered(classes)
-        self.has_label_names = label_names is not None and list(label_names) != _numbered(classes)
-        if len(self.label_names) != classes:
-            raise RecipeError(
-                f"there are {len(self.label_names):,} label names and {classes:,} classes; give the names of "
-                "this data set with --labels FILE, or their number with --set classes=N"
-            )
+        self.recipe, self.features = recipe, dict(features)
+        self.name_classes(classes, label_names)
         for norm in self.modules():
             if isinstance(norm, MaskedBatchNorm):
                 norm.momentum = recipe.batch_norm_momentum
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The recipe's."""
+        return self.recipe.about.name
+
+    @property
+    def optional(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The recipe's."""
+        return self.recipe.optional
+
+    @property
+    def batch_size(self) -> int:  # type: ignore[override]
+        """That of the training."""
+        return self.recipe.training.batch_size
+
+    @property
+    def reads(self) -> Part:
+        """The recipe's `evaluation_sampling`; every frame where an inference makes views of the video."""
+        whole = partial(AllFrames, max_frames=None)
+        return self.recipe.evaluation_sampling if self.recipe.inference is None else whole
+
+    def settings(self) -> Any:
+        """The recipe."""
+        return to_json(self.recipe)
 
     @property
     def networks(self) -> list[Network]:
@@ -176,94 +316,19 @@ class Tagger(Network):
     def probabilities(self, batch: Batch) -> Tensor:
         """Probabilities (B, C) of a batch that lies on this model's device, by the recipe's `inference`."""
 
-        def once(batch: Batch) -> Tensor:
+        def scores(batch: Batch) -> Tensor:
             with self.autocast():
                 descriptor = self.describe(batch.streams, batch.masks())
             # In float32: logits of eight bits tie, and ties cost rank (mAP 0.0004 on AudioSet).
             return torch.sigmoid(self.classify(descriptor.float()))
 
-        inference = self.recipe.inference
-        return once(batch) if inference is None else inference()(once, batch)
-
-    @torch.inference_mode()
-    def scores(self, frames_by_stream: Mapping[str, Any], num_frames: Any = None) -> Tensor:
-        """Probabilities (B, C) of videos given as arrays or tensors, one (B, T, D) a feature.
-
-        uint8 frames are read as YouTube-8M bytes, floats as they are. `num_frames` (B,) says how many
-        frames of each video are real, all if None. Raises `DataError` for a feature that is missing or
-        misshapen.
-        """
-        device = next(self.parameters()).device
-        size = max(map(len, frames_by_stream.values()), default=0)
-        streams, lengths = {}, {}
-        for name, width in self.features.items():
-            if name not in frames_by_stream:
-                if name not in self.recipe.optional:
-                    raise DataError(f"no {name!r}; got: {', '.join(frames_by_stream)}", path="predict")
-                streams[name] = torch.zeros(size, 1, width, device=device)
-                lengths[name] = torch.zeros(size, dtype=torch.int64, device=device)
-                continue
-            frames = _on_device(frames_by_stream[name], device)
-            if frames.ndim != 3 or len(frames) != size or frames.shape[1] < 1 or frames.shape[2] != width:
-                found = " × ".join(map(str, frames.shape))
-                raise DataError(
-                    f"{name!r} is {found}; expected videos × frames × {width:,}, of {size:,} videos and at "
-                    "least one frame",
-                    path="predict",
-                )
-            if frames.dtype != torch.uint8 and not frames.is_floating_point():
-                kind = str(frames.dtype).removeprefix("torch.")
-                raise DataError(f"{name!r} is {kind}; expected uint8 bytes or floats", path="predict")
-            counts = torch.full((len(frames),), frames.shape[1], device=device)
-            if num_frames is not None and frames.shape[1] > 1:
-                counts = _on_device(num_frames, device)
-                if counts.shape != (len(frames),) or not ((counts >= 1) & (counts <= frames.shape[1])).all():
-                    raise DataError(
-                        f"num_frames is {counts.tolist()}; expected {len(frames):,} numbers from 1 to "
-                        f"{frames.shape[1]:,}",
-                        path="predict",
-                    )
-            streams[name], lengths[name] = frames, counts
-            if frames.is_floating_point() and not frames.isfinite().all():
-                raise DataError(f"{name!r} holds numbers that are not finite", path="predict")
-        none = torch.zeros(0, dtype=torch.int64, device=device)
-        batch = Batch(
-            ids=[""] * size,
-            streams=streams,
-            num_frames=lengths,
-            label_ids=none,
-            label_counts=none.new_zeros(size),
+        if self.recipe.inference is None:
+            return scores(batch)
+        sampler = self.recipe.evaluation_sampling()
+        probabilities: Tensor = self.recipe.inference()(
+            scores, lambda videos, draw: view(videos, sampler, draw), batch
         )
-        training = self.training
-        self.eval()
-        try:
-            return self.probabilities(batch)
-        finally:
-            self.train(training)
-
-    def predict(self, frames_by_stream: Mapping[str, Any], *, top_k: int = 20) -> list[Tag]:
-        """The `top_k` most probable tags of one video, given as one (T, D) array a feature; best first.
-
-        Of its frames the model sees those that the recipe's `evaluation_sampling` takes, as when files are
-        scored.
-        """
-        videos = {name: _on_device(frames, None) for name, frames in frames_by_stream.items()}
-        for name, frames in videos.items():
-            if frames.ndim != 2:
-                found = " × ".join(map(str, frames.shape))
-                raise DataError(
-                    f"{name!r} is {found}; expected frames × width; `scores` takes many videos",
-                    path="predict",
-                )
-        longest = max(map(len, videos.values()), default=0)
-        choice = self.recipe.evaluation_sampling()(longest, (0,))
-        seen = {name: frames[choice] if len(frames) == longest else frames for name, frames in videos.items()}
-        scores = self.scores({name: frames[None] for name, frames in seen.items()})
-        best, classes = top_classes(scores, top_k)
-        return [
-            Tag(id=label, name=self.label_names[label], probability=probability)
-            for probability, label in zip(best[0].tolist(), classes[0].tolist(), strict=True)
-        ]
+        return probabilities
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of matrix products that the recipe asks for, on this model's device."""
@@ -323,6 +388,22 @@ def build(
         widths[name] = _settled(f"features.{name}", declared, (features or {}).get(name))
     total = _settled("classes", recipe.classes, classes)
     return Tagger(recipe, features=widths, classes=total, label_names=label_names)
+
+
+def set_inference(model: Model, settings: Sequence[str], *, trust: tuple[str, ...] = ()) -> None:
+    """Change how a trained model scores: settings (PATH=VALUE) of `inference` and `evaluation_sampling`.
+
+    In an ensemble they hold for every member. Raises `RecipeError` for other settings, which training fixed.
+    """
+    for setting in settings:
+        if setting.partition("=")[0].strip().split(".")[0] not in ("inference", "evaluation_sampling"):
+            raise RecipeError(
+                f"--set {setting}: training has settled it; of a trained model only inference and "
+                "evaluation_sampling can be set"
+            )
+        for tagger in model.modules():
+            if isinstance(tagger, Tagger):
+                tagger.recipe = override(tagger.recipe, setting, trust=trust)
 
 
 def top_classes(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

@@ -21,12 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from tagreel import recipe as recipes
 from tagreel.batch import Batch
 from tagreel.checkpoint import read_json, write_json
 from tagreel.errors import DataError, RecipeError
 from tagreel.loader import Loader
-from tagreel.model import Tagger, top_classes
+from tagreel.model import Model, top_classes
 
 FORMATS = (".parquet", ".jsonl", ".csv")
 PART_VIDEOS = 8192
@@ -57,7 +56,7 @@ class Prediction:
 
 @torch.inference_mode()
 def predict(
-    model: Tagger,
+    model: Model,
     loader: Loader,
     out: Path,
     *,
@@ -111,7 +110,7 @@ def predict(
     return Prediction(path=out, videos=done, resumed=resumed, damaged=listed)
 
 
-def _rows(model: Tagger, batch: Batch, device: torch.device, top_k: int) -> pa.Table:
+def _rows(model: Model, batch: Batch, device: torch.device, top_k: int) -> pa.Table:
     best, classes = top_classes(model.probabilities(batch.to(device)), top_k)
     labels = classes.cpu()
     names = [[model.label_names[label] for label in row] for row in labels.tolist()]
@@ -127,7 +126,7 @@ def _rows(model: Tagger, batch: Batch, device: torch.device, top_k: int) -> pa.T
     return pa.table(columns, schema=_SCHEMA)
 
 
-def _fingerprint(model: Tagger, loader: Loader, top_k: int) -> str:
+def _fingerprint(model: Model, loader: Loader, top_k: int) -> str:
     """Says on a restart whether the parts that lie there belong to the same model, data and settings."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
@@ -144,7 +143,7 @@ def _fingerprint(model: Tagger, loader: Loader, top_k: int) -> str:
                 loader.seed,
                 top_k,
                 model.label_names,
-                recipes.to_json(model.recipe),
+                model.settings(),
             ]
         ).encode()
     )

@@ -6,12 +6,65 @@ array of indices; the same frames are taken from every stream.
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from tagreel.batch import Batch
+
 FrameChoice = slice | NDArray[Any]
+
+
+class Sampler(Protocol):
+    """Chooses frames; what else is in this file, and what a user writes."""
+
+    def __call__(self, num_frames: int, seed: tuple[int, ...]) -> FrameChoice:
+        """A slice or indices into `num_frames` frames."""
+        ...
+
+
+def choose(sampler: Sampler, lengths: Mapping[str, int], seed: tuple[int, ...]) -> dict[str, FrameChoice]:
+    """What a sampler takes of each stream of one video, given their numbers of frames.
+
+    The same frames of all, unless the sampler says that it is not `aligned`. A one-frame stream beside longer
+    ones is the video's vector, not its first second, and stays.
+    """
+    longest = max(lengths.values(), default=0)
+    choice = sampler(longest, seed)
+    aligned = getattr(sampler, "aligned", True)
+    return {
+        name: slice(None) if length != longest else choice if aligned else sampler(longest, (*seed, number))
+        for number, (name, length) in enumerate(lengths.items())
+    }
+
+
+def view(batch: Batch, sampler: Sampler, draw: int = 0) -> Batch:
+    """The videos of a batch as a sampler shows them; another `draw` is another random choice.
+
+    What is random follows from a video's id and the draw, so that it does not depend on the batch.
+    """
+    choices = []
+    for row, video in enumerate(batch.ids):
+        number = int.from_bytes(hashlib.blake2b(video.encode(), digest_size=8).digest())
+        counts = {name: int(count[row]) for name, count in batch.num_frames.items() if count[row]}
+        chosen = choose(sampler, counts, (number, draw))
+        choices.append({name: np.arange(counts[name])[choice] for name, choice in chosen.items()})
+    streams, num_frames = {}, {}
+    none = np.empty(0, np.int64)
+    for name, frames in batch.streams.items():
+        rows = [choice.get(name, none) for choice in choices]
+        lengths = np.array([len(row) for row in rows], np.int64)
+        index = np.zeros((len(rows), max(int(lengths.max(initial=0)), 1)), np.int64)
+        index[np.arange(index.shape[1]) < lengths[:, None]] = np.concatenate([none, *rows])
+        place = torch.from_numpy(index).to(frames.device)
+        streams[name] = frames[torch.arange(len(rows), device=frames.device)[:, None], place]
+        num_frames[name] = torch.from_numpy(lengths).to(frames.device)
+    return replace(batch, streams=streams, num_frames=num_frames)
 
 
 class AllFrames:

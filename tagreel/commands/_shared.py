@@ -16,7 +16,7 @@ from tagreel.errors import RecipeError
 
 if TYPE_CHECKING:
     from tagreel.loop import Outcome
-    from tagreel.model import Tagger
+    from tagreel.model import Model
     from tagreel.recipe import Recipe
     from tagreel.report import Report
     from tagreel.source import Source
@@ -59,6 +59,15 @@ Validate = Annotated[
 Settings = Annotated[
     list[str],
     typer.Option("--set", metavar="PATH=VALUE", help="Change a setting: --set training.batch_size=256."),
+]
+Inference = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Score otherwise: --set inference=tagreel.inference.RepeatedSampling, --set inference.times=10, "
+        "or a setting of evaluation_sampling.",
+    ),
 ]
 Epochs = Annotated[float | None, typer.Option(help="How long; default: the recipe's.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="How long, in steps of the optimizer.")]
@@ -155,13 +164,18 @@ def source_of(
     return source
 
 
-def model_of(run: Path, checkpoint: str, device: str, trust: tuple[str, ...]) -> Tagger:
-    """A trained tagger, on the device."""
+def model_of(
+    run: Path, checkpoint: str, device: str, trust: tuple[str, ...], settings: Sequence[str] = ()
+) -> Model:
+    """A trained model, on the device."""
     from tagreel.checkpoint import load
+    from tagreel.model import set_inference
     from tagreel.runtime import pick_device
 
     look_here(trust)
-    return load(run, checkpoint=checkpoint, device=pick_device(device), trust=trust)
+    model = load(run, checkpoint=checkpoint, device=pick_device(device), trust=trust)
+    set_inference(model, settings, trust=trust)
+    return model
 
 
 def list_damaged(say: Callable[[str], None], damaged: Sequence[str]) -> None:
@@ -185,6 +199,7 @@ def report_on(
     batch_size: int | None = None,
     threads: int = 1,
     skip_damaged: int = 0,
+    settings: Sequence[str] = (),
     trust: tuple[str, ...] = (),
     best: dict[str, float] | None = None,
     damaged: list[str] | None = None,
@@ -197,7 +212,7 @@ def report_on(
     from tagreel.runtime import pick_device
 
     folder = find(run, checkpoint)
-    model = model_of(folder, checkpoint, device, trust)
+    model = model_of(folder, checkpoint, device, trust, settings)
     loader = scoring_loader(model, source, batch_size=batch_size, threads=threads, skip_damaged=skip_damaged)
     with progress("evaluating", len(source)) as advance:
         result = evaluate_model(model, loader, device=pick_device(device), on_batch=advance)

@@ -12,6 +12,7 @@ from tagreel.commands._shared import (
     Checkpoint,
     Data,
     Device,
+    Inference,
     Json,
     NoCrc,
     Run,
@@ -32,6 +33,7 @@ def evaluate(
     data: Data,
     report: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: RUN/report.")] = None,
     checkpoint: Checkpoint = "best",
+    settings: Inference = [],  # noqa: B006
     batch_size: BatchSize = None,
     device: Device = "auto",
     threads: Threads = 1,
@@ -61,6 +63,7 @@ def evaluate(
         batch_size=batch_size,
         threads=threads,
         skip_damaged=skip_damaged,
+        settings=settings,
         trust=tuple(trust),
         say=say,
         damaged=damaged,

@@ -13,6 +13,7 @@ from tagreel.commands._shared import (
     Checkpoint,
     Data,
     Device,
+    Inference,
     Json,
     NoCrc,
     Run,
@@ -38,6 +39,7 @@ def predict(
     ],
     top_k: Annotated[int, typer.Option(min=1, help="Tags a video.")] = 20,
     checkpoint: Checkpoint = "best",
+    settings: Inference = [],  # noqa: B006
     batch_size: BatchSize = None,
     device: Device = "auto",
     threads: Threads = 1,
@@ -60,7 +62,7 @@ def predict(
     say = printer(as_json)
     source = source_of(data, check_crc=not no_crc, whole_videos=whole_videos, say=say)
     target = pick_device(device)
-    model = model_of(run, checkpoint, device, tuple(trust))
+    model = model_of(run, checkpoint, device, tuple(trust), settings)
     loader = scoring_loader(model, source, batch_size=batch_size, threads=threads, skip_damaged=skip_damaged)
     began = time.perf_counter()
     with progress("tagging", len(source)) as advance:
