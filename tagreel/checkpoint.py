@@ -8,8 +8,13 @@
       best.json                         which checkpoint was best on validation
       log.jsonl                         what the terminal showed
 
-A checkpoint is written under a name that nobody reads, flushed to disk and renamed; so a process may be
-killed at any moment. Numbers lie in safetensors, everything else in JSON.
+    ENSEMBLE/
+      ensemble.json                     members and their weights, label names, how it came about
+      members/NAME/                     a model: model.safetensors and model.json, or another ensemble
+      members/NAME.parquet              or the predictions of one
+
+Both are written under a name that nobody reads, flushed to disk and renamed; so a process may be killed at
+any moment. Numbers lie in safetensors, everything else in JSON.
 """
 
 from __future__ import annotations
@@ -29,12 +34,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tagreel import recipe as recipes
+from tagreel.ensemble import EnsembleTagger
 from tagreel.errors import DataError, RecipeError, TagreelError
-from tagreel.model import Tagger, build
+from tagreel.model import Model, Tagger, build
+from tagreel.recorded import Recorded
+from tagreel.storage import decode
 
 _STEP = re.compile(r"step-(\d{8,})")
 _KNOWS_CLASSES = re.compile(r"(^|\.)(head|output|late)\.")
 _FORMAT = 1
+_DESCRIPTIONS = ("model.json", "ensemble.json")
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -46,6 +55,17 @@ def write_json(path: Path, data: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file with a checksum in its metadata, and wait until the disk has it."""
+    # Copies: safetensors refuses tensors that share memory.
+    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    try:
+        safetensors.torch.save_file(plain, path, metadata={"crc32c": _checksum(plain)})
+    except SafetensorError as error:  # a full disk, for one
+        raise DataError(f"cannot be written: {error}", path=str(path)) from error
+    _flush(path)
 
 
 def read_json(path: Path) -> Any:
@@ -86,15 +106,83 @@ def save(
         "facts": dict(facts),
     }
     write_json(partial / "model.json", description)
-    _write_tensors(partial / "model.safetensors", weights)
+    write_tensors(partial / "model.safetensors", weights)
     if training is not None:
-        _write_tensors(partial / "training.safetensors", training)
+        write_tensors(partial / "training.safetensors", training)
         write_json(partial / "training.json", position)
     if folder.exists():
         _remove(folder)
     os.replace(partial, folder)
-    _flush_folder(folder.parent)
+    _flush(folder.parent)
     return folder
+
+
+def save_ensemble(
+    out: Path, model: EnsembleTagger, sources: Mapping[str, Path], *, facts: Mapping[str, Any]
+) -> None:
+    """Write an ensemble to the new folder `out`, with a copy of each member's files from its source.
+
+    Raises `RecipeError` when `out` exists.
+    """
+    check_new(out)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for name, member in zip(model.member_names, model.members, strict=True):
+        target = partial / "members" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(member, Recorded):
+            member.write(target.with_name(f"{name}.parquet"))
+            continue
+        for path in model_files(sources[name]):
+            copy = target / path.relative_to(sources[name])
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+            _flush(copy)
+    columns = zip(model.member_names, model.weights.tolist(), strict=True)
+    description = {
+        "format": _FORMAT,
+        "classes": model.classes,
+        "label_names": model.label_names if model.has_label_names else None,
+        "top_k": model.top_k,
+        "members": [{"name": name, "weight": weight} for name, weight in columns],
+        "facts": dict(facts),
+    }
+    write_json(partial / "ensemble.json", description)
+    os.replace(partial, out)
+    _flush(out.parent)
+
+
+def check_new(out: Path) -> None:
+    """Raise `RecipeError` when there is something at `out` already."""
+    if out.exists():
+        raise RecipeError(f"--out {out}: exists; expected the name of a new folder")
+
+
+def ensemble_weights(folder: Path) -> dict[str, float]:
+    """The members of a saved ensemble and their weights; raises `DataError` when there is none."""
+    if not (folder / "ensemble.json").exists():
+        raise DataError("is no ensemble; expected what `tagreel ensemble fit` wrote", path=str(folder))
+    try:
+        return {member["name"]: member["weight"] for member in _description(folder)["members"]}
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"not an ensemble as tagreel writes it: {error!r}", path=str(folder / "ensemble.json")
+        ) from error
+
+
+def member_size(ensemble: Path, name: str) -> int:
+    """The bytes of a member's files."""
+    folder = ensemble / "members" / name
+    files = model_files(folder) if folder.is_dir() else [folder.with_name(f"{name}.parquet")]
+    return sum(path.stat().st_size for path in files)
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files that a model or an ensemble is made of; not its reports, nor the state of a training."""
+    own = [folder / name for name in (*_DESCRIPTIONS, "model.safetensors")]
+    members = sorted((folder / "members").iterdir()) if (folder / "members").is_dir() else []
+    inner = [file for path in members for file in (model_files(path) if path.is_dir() else [path])]
+    return [path for path in own if path.exists()] + inner
 
 
 def note_best(run: Path, scores: Mapping[str, Any] | None) -> str | None:
@@ -125,11 +213,11 @@ def checkpoints(run: Path) -> list[Path]:
 def find(run: Path, which: str = "best") -> Path:
     """The folder of a run's checkpoint: "best" (the last if there was no validation), "last" or "step-N".
 
-    A checkpoint's own folder is taken as it is.
+    A checkpoint's own folder is taken as it is, and so is an ensemble.
     """
-    if (run / "model.json").exists():
+    if any((run / name).exists() for name in _DESCRIPTIONS):
         if which not in ("best", "last") and _number(which) != _number(run.name):
-            raise DataError(f"is one checkpoint; --checkpoint {which} needs the run's folder", path=str(run))
+            raise DataError(f"is one model; --checkpoint {which} needs the run's folder", path=str(run))
         return run
     found = checkpoints(run)
     if not found:
@@ -151,19 +239,44 @@ def load(
     checkpoint: str = "best",
     device: str | torch.device = "cpu",
     trust: tuple[str, ...] = (),
-) -> Tagger:
-    """The tagger of a run, ready to predict.
+) -> Model:
+    """The tagger of a run, or an ensemble, ready to predict.
 
     Nothing in the files is executed: weights are safetensors, and the recipe names classes of tagreel, or of
     the packages in `trust`. Raises `DataError` when the folder holds no complete model.
     """
     folder = find(Path(run), checkpoint)
+    if not (folder / "ensemble.json").exists():
+        return load_tagger(folder, device=device, trust=trust)
+    description, where = _description(folder), str(folder / "ensemble.json")
+    members: dict[str, Model] = {}
+    try:
+        classes, names = description["classes"], description["label_names"]
+        for member in description["members"]:
+            path = folder / "members" / member["name"]
+            members[member["name"]] = (
+                load(path, device=device, trust=trust)
+                if path.is_dir()
+                else Recorded(path.with_name(f"{path.name}.parquet"), classes=classes, label_names=names)
+            )
+        weights = [member["weight"] for member in description["members"]]
+        return EnsembleTagger(members, weights, top_k=description["top_k"]).to(device).eval()
+    except TagreelError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"not an ensemble as tagreel writes it: {error!r}", path=where) from error
+
+
+def load_tagger(
+    run: str | Path,
+    *,
+    checkpoint: str = "best",
+    device: str | torch.device = "cpu",
+    trust: tuple[str, ...] = (),
+) -> Tagger:
+    """The tagger of a run as `load` gives it; raises `DataError` when there is an ensemble."""
+    folder = _find_tagger(Path(run), checkpoint)
     description, where = _description(folder), str(folder / "model.json")
-    if description.get("format") != _FORMAT:
-        raise DataError(
-            f"format {description.get('format')!r}; this tagreel reads {_FORMAT}, another version wrote it",
-            path=where,
-        )
     try:
         with torch.device("meta"):
             model = build(
@@ -189,6 +302,11 @@ def facts(folder: Path) -> dict[str, Any]:
     return noted if isinstance(noted, dict) else {}
 
 
+def storage_of(folder: Path) -> str:
+    """The storage of a model's weights: "float32" unless `tagreel compress` wrote them."""
+    return str(_description(folder).get("storage", "float32"))
+
+
 def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], *, path: str) -> None:
     """Fill the model; raises `DataError` that names what is missing, unknown or of another shape."""
     expected = model.state_dict()
@@ -198,6 +316,9 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], *, path:
         if weights[name].shape != tensor.shape:
             found, wanted = tuple(weights[name].shape), tuple(tensor.shape)
             raise DataError(f"tensor {name!r} is {found}, the recipe says {wanted}", path=path)
+        if weights[name].is_floating_point() != tensor.is_floating_point():
+            kinds = [str(each.dtype).removeprefix("torch.") for each in (weights[name], tensor)]
+            raise DataError(f"tensor {name!r} is {kinds[0]}, the recipe says {kinds[1]}", path=path)
     if unknown := sorted(set(weights) - set(expected)):
         raise DataError(f"tensor {unknown[0]!r} is not in the recipe's model", path=path)
     model.load_state_dict(dict(weights))
@@ -209,7 +330,7 @@ def start_from(model: Tagger, run: Path) -> list[str]:
     Of the parts that know the classes (head, output, late) only where both have the same names of classes.
     Raises `DataError` when nothing fits.
     """
-    folder = find(run)
+    folder = _find_tagger(run)
     same_classes = _description(folder).get("label_names") == model.label_names
     found = read_tensors(folder / "model.safetensors")
     taken = {
@@ -237,7 +358,7 @@ def label_names(run: Path) -> list[str] | None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file; raises `DataError` when it is missing or damaged.
 
-    The format knows no checksum, so ours lies in its metadata.
+    The format knows no checksum, so ours lies in its metadata. Tensors stored in 8 bits come out in float32.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -247,7 +368,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise DataError(f"cannot be read as safetensors: {error}", path=str(path)) from error
     if expected is not None and (found := _checksum(tensors)) != expected:
         raise DataError(f"is damaged: its checksum is {found}, expected {expected}", path=str(path))
-    return tensors
+    return decode(tensors, path=str(path))
 
 
 def check_same_recipe(run: Path, wanted: recipes.Recipe) -> None:
@@ -269,15 +390,28 @@ def check_same_recipe(run: Path, wanted: recipes.Recipe) -> None:
         )
 
 
+def _find_tagger(run: Path, which: str = "best") -> Path:
+    folder = find(run, which)
+    if (folder / "ensemble.json").exists():
+        raise DataError("is an ensemble; expected one model, such as one of its members/", path=str(run))
+    return folder
+
+
 def _number(name: str) -> str:
     """The step in `step-00001200`, `step-1200` or `1200`."""
     return name.removeprefix("step-").lstrip("0")
 
 
 def _description(folder: Path) -> dict[str, Any]:
-    found = read_json(folder / "model.json")
+    path = next((folder / name for name in _DESCRIPTIONS if (folder / name).exists()), folder / "model.json")
+    found = read_json(path)
     if not isinstance(found, dict):
-        raise DataError("not a model as tagreel writes it: no JSON object", path=str(folder / "model.json"))
+        raise DataError("not a model as tagreel writes it: no JSON object", path=str(path))
+    if found.get("format") != _FORMAT:
+        raise DataError(
+            f"format {found.get('format')!r}; this tagreel reads {_FORMAT}, another version wrote it",
+            path=str(path),
+        )
     return found
 
 
@@ -288,17 +422,6 @@ def _differences(old: Any, new: Any, where: str) -> list[tuple[str, tuple[Any, A
             d for key in keys for d in _differences(old.get(key), new.get(key), f"{where}.{key}".lstrip("."))
         ]
     return [] if old == new else [(where, (old, new))]
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    # Copies: safetensors refuses tensors that share memory.
-    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    try:
-        safetensors.torch.save_file(plain, path, metadata={"crc32c": _checksum(plain)})
-    except SafetensorError as error:  # a full disk, for one
-        raise DataError(f"cannot be written: {error}", path=str(path)) from error
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
@@ -317,8 +440,9 @@ def _remove(folder: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _flush(path: Path) -> None:
+    """Wait until the disk has a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

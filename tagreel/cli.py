@@ -12,9 +12,13 @@ from typing import Annotated
 import typer
 
 from tagreel.commands import (
+    average,
     check,
+    compress,
     demo,
+    ensemble,
     evaluate,
+    extract_branch,
     predict,
     pretrain,
     recipes,
@@ -44,6 +48,10 @@ app.command()(pretrain.pretrain)
 app.command()(evaluate.evaluate)
 app.command()(predict.predict)
 app.command()(remember.remember)
+app.command()(average.average)
+app.command("extract-branch")(extract_branch.extract_branch)
+app.add_typer(ensemble.app, name="ensemble")
+app.command()(compress.compress)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -93,7 +101,7 @@ def _repeat_sources(arguments: list[str]) -> list[str]:
     for argument in arguments[2:]:
         if argument.startswith("-"):
             option, taken = argument, 0
-        elif option in ("--data", "--validate", "--target"):
+        elif option in ("--data", "--validate", "--target", "--score"):
             if taken:
                 repeated.append(option)
             taken += 1

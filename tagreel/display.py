@@ -20,8 +20,13 @@ def training_lines(say: Callable[[str], None]) -> Callable[[dict[str, Any]], Non
                 f"{row['steps']:,} steps, on {row['device']}"
                 + (f", from {row['taken']:,} tensors of another run" if row["taken"] else "")
             )
+        elif row["event"] == "member":
+            say(f"\nmember {row['number']} of {row['members']}: {row['name']}")
         elif row["event"] == "teacher":
-            say(f"the teacher's likeliest negatives, {row['forgiven']:,} in all, are left out of the loss")
+            if row["distill"]:
+                say(f"{row['distill']:.0%} of what is learnt is what the teacher says, the rest the labels")
+            if row["forgiven"]:
+                say(f"the teacher's likeliest negatives, {row['forgiven']:,} in all, are forgiven")
         elif row["event"] == "train":
             gap = f"GAP@20 {row['gap@20']:.4f}   " if "gap@20" in row else ""  # a pretraining has none
             say(

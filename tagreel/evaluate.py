@@ -20,9 +20,11 @@ from tagreel.metrics.calibration import Calibration
 from tagreel.metrics.gap import GlobalAveragePrecision
 from tagreel.metrics.hit import HitAt1
 from tagreel.metrics.perr import PrecisionAtEqualRecall
+from tagreel.metrics.segment_average_precision import SegmentMeanAveragePrecision
 from tagreel.metrics.top_average_precision import TopMeanAveragePrecision
 from tagreel.model import Model
 from tagreel.report import ClassScore, Report
+from tagreel.sampling import AllFrames
 from tagreel.source import Source
 
 
@@ -31,7 +33,8 @@ class Evaluation:
     """What a model reached on a data set.
 
     `metrics` holds gap@20, map (all scores; classes without positives left out), map_top20 (the starter
-    code's: each video's 20 best scores, such classes count 0), hit@1, perr and calibration_error.
+    code's: each video's 20 best scores, such classes count 0), hit@1, perr and calibration_error; of rated
+    segments also map@100000, the score of 2019's challenge.
     `average_precision` (C,), NaN without positives, and `support` (C,) are by class.
     """
 
@@ -60,6 +63,8 @@ class Scorer:
             "perr": PrecisionAtEqualRecall(),
             "calibration_error": self.calibration,
         }
+        self._of_segments = SegmentMeanAveragePrecision(cut=100_000)
+        self._any_rated = False
         self.videos = 0
         self._began = time.perf_counter()
 
@@ -67,7 +72,7 @@ class Scorer:
         """Add the probabilities (B, C) and labels (B, C) of B videos.
 
         Where only some classes were `rated` (B, C), as in 2019's segments, the scores of the others are set
-        to 0, as the starter code does; calibration looks at the rated ones alone.
+        to 0, as the starter code does; calibration looks at the rated ones alone, and map@100000 ranks all.
         """
         scored = Scored(scores if rated is None else scores * rated, labels)
         for metric in self.all.values():
@@ -78,14 +83,20 @@ class Scorer:
         else:
             judged = rated > 0
             self.calibration.update(scores[judged][:, None], labels[judged][:, None])
+            segments = ~judged.all(1)  # what was judged on every class is a whole video among them
+            self._of_segments.update(scores[segments], labels[segments], judged[segments])
+            self._any_rated = True
         self.videos += len(scored)
 
     def result(self) -> Evaluation:
         """Everything computed."""
         average_precision, support = self.map.per_class()
         recall, precision = self.gap.curve()
+        metrics = {name: metric.compute() for name, metric in self.all.items()}
+        if self._any_rated:
+            metrics["map@100000"] = self._of_segments.compute()
         return Evaluation(
-            metrics={name: metric.compute() for name, metric in self.all.items()},
+            metrics=metrics,
             videos=self.videos,
             seconds=time.perf_counter() - self._began,
             average_precision=average_precision,
@@ -137,16 +148,22 @@ def evaluate(
 
 
 def scoring_loader(
-    model: Model, data: Source, *, batch_size: int | None = None, threads: int = 1, skip_damaged: int = 0
+    model: Model,
+    data: Source,
+    *,
+    batch_size: int | None = None,
+    threads: int = 1,
+    skip_damaged: int = 0,
+    whole: bool = False,
 ) -> Loader:
-    """What a model is to score, in order and as the model `reads` it."""
+    """What a model is to score, in order and as the model `reads` it, or every frame of a `whole` video."""
     return Loader(
         data,
         features=model.features,
         optional=model.optional,
         classes=model.classes,
         batch_size=batch_size or model.batch_size,
-        sampling=model.reads(),
+        sampling=AllFrames(max_frames=None) if whole else model.reads(),
         threads=threads,
         skip_damaged=skip_damaged,
     )

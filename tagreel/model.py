@@ -197,6 +197,13 @@ class Network(nn.Module):
             logits = part(logits)
         return logits if self.memory is None else self.memory(hidden, logits)
 
+    def with_supports(self, loss: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """The loss of its logits, and what its parts add that make predictions of their own."""
+        for module in self.modules():
+            if callable(total_loss := getattr(module, "total_loss", None)):
+                loss = total_loss(loss, loss_of)
+        return loss
+
 
 class Tagger(Network, Model):
     """Frames of every stream in, logits (B, C) out; made by `build`, trained by `train`, loaded by `load`.
@@ -222,9 +229,6 @@ class Tagger(Network, Model):
             self.branches = nn.ModuleList(
                 Network(recipe, features, classes) for _ in range(self.mixture.branches)
             )
-            if hasattr(self.networks[0].head, "total_loss"):
-                name = type(self.networks[0].head).__name__
-                raise RecipeError(f"mixture: {name} adds losses of its own, which would count twice")
         self.recipe, self.features = recipe, dict(features)
         self.name_classes(classes, label_names)
         for norm in self.modules():
@@ -278,22 +282,22 @@ class Tagger(Network, Model):
     def describe(self, streams: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
         """Frames (B, T, D) and masks (B, T) of every feature to one descriptor a video, (B, ΣP).
 
-        That of a mixture holds the branches' descriptors and then the mean frame, which its gate reads.
+        That of a mixture holds the branches' descriptors and then what its gate reads.
         """
         frames = self.frames(streams, masks)
         if self.mixture is None:
             return self.pool(frames, masks)
-        means = [x.sum(1) / masks[name].sum(1, keepdim=True).clamp_min(1) for name, x in frames.items()]
-        return torch.cat([*(network.pool(frames, masks) for network in self.networks), *means], dim=1)
+        seen = self.mixture.look(frames, masks)
+        return torch.cat([*(network.pool(frames, masks) for network in self.networks), seen], dim=1)
 
     def classify(self, descriptor: Tensor) -> Tensor:
         """Descriptors to logits (B, C)."""
         if self.mixture is None:
             return super().classify(descriptor)
         widths = [network.descriptor_dim for network in self.networks]
-        *descriptors, mean = torch.split(descriptor, [*widths, descriptor.shape[1] - sum(widths)], dim=1)
+        *descriptors, seen = torch.split(descriptor, [*widths, descriptor.shape[1] - sum(widths)], dim=1)
         pairs = zip(self.networks, descriptors, strict=True)
-        return self.mixture(mean, [network.classify(part) for network, part in pairs])  # type: ignore[no-any-return]
+        return self.mixture(seen, [network.classify(part) for network, part in pairs])  # type: ignore[no-any-return]
 
     def forward(self, streams: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
         """Frames and masks of every feature to logits (B, C)."""
@@ -304,10 +308,13 @@ class Tagger(Network, Model):
 
         `loss_of` gives the loss of other logits of the same batch; to be called after a forward in training.
         """
-        for module in self.modules():
-            if callable(total_loss := getattr(module, "total_loss", None)):
-                loss = total_loss(loss, loss_of)
-        return loss
+        if self.mixture is None:
+            return self.with_supports(loss, loss_of)
+
+        def of_branch(network: Network, logits: Tensor) -> Tensor:
+            return network.with_supports(loss_of(logits), loss_of)
+
+        return self.mixture.total_loss(loss, [partial(of_branch, network) for network in self.networks])  # type: ignore[no-any-return]
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits (B, C) of a batch that lies on this model's device."""

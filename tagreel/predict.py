@@ -1,55 +1,54 @@
-"""Prediction files: the top-k tags of every video, one row each, in the order of the input.
+"""What a model predicts, written to a file: a row a video or a segment, or a ranking of segments a class.
 
 Rows are first written in parts of a fixed number of batches, into a folder beside the output. A run that was
 killed starts again behind its last whole part; at the end the parts become one file, under a temporary name
-that is then renamed.
+that is then renamed. For a ranking a part holds what was then among a class's best, and what came later can
+only have displaced it.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from tagreel.batch import Batch
 from tagreel.checkpoint import read_json, write_json
 from tagreel.errors import DataError, RecipeError
 from tagreel.loader import Loader
 from tagreel.model import Model, top_classes
+from tagreel.predictions import FORMATS, RANKED, line_error, table, write, write_ranking
+from tagreel.ranking import Ranking, cut
+from tagreel.sampling import view
 
-FORMATS = (".parquet", ".jsonl", ".csv")
+TOP_K = 20
 PART_VIDEOS = 8192
-
-_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("labels", pa.list_(pa.int32())),
-        ("names", pa.list_(pa.string())),
-        ("probabilities", pa.list_(pa.float32())),
-    ]
-)
+_SEGMENTS = 64  # of a video of usual length
+_NO_ROWS = table([], *(np.zeros(0, np.int64),) * 3)
 
 
 @dataclass(frozen=True)
 class Prediction:
     """What `predict` wrote.
 
-    `videos` rows, of which `resumed` were left by an earlier, killed run; `damaged` lists the records that
-    could not be read.
+    `rows` videos, or segments of them, of which `resumed` were left by an earlier, killed run; `damaged`
+    lists the records that could not be read.
     """
 
     path: Path
-    videos: int
+    rows: int
     resumed: int
     damaged: list[str]
 
@@ -61,72 +60,193 @@ def predict(
     out: Path,
     *,
     device: torch.device,
-    top_k: int = 20,
+    top_k: int | None = None,
+    only: Sequence[int] | None = None,
+    segments: int | None = None,
+    per_class: int | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Prediction:
-    """Write the `top_k` tags of every video of the loader to `out`, whose ending says the format.
+    """Write the `top_k` tags (20) of every video of the loader to `out`, whose ending says the format.
 
     .parquet: columns id, labels, names, probabilities. .jsonl: one object a video with the same keys. .csv:
-    YouTube-8M's submission file, `VideoId,LabelConfidencePairs`. Raises `RecipeError` for another ending.
+    YouTube-8M's submission file, `VideoId,LabelConfidencePairs`. `only` are the classes to choose from.
+
+    With `segments` each video, which the loader must read whole, is cut into segments of that many frames,
+    each scored as the model reads a video of as many, and named `video:start`. There .csv is 2019's ranking,
+    `Class,Segments`: the `per_class` best (100,000) of every class, in descending order. Raises `RecipeError`
+    for another ending, and for options that do not fit.
     """
-    if out.suffix not in FORMATS:
-        raise RecipeError(f"--out {out}: the ending must be one of {', '.join(FORMATS)}")
-    if out.is_dir():
-        raise RecipeError(f"--out {out}: is a folder; expected the name of a file")
-    if top_k < 1:
-        raise RecipeError(f"--top-k is {top_k}; expected at least 1")
+    ranked = segments is not None and out.suffix == ".csv"
+    _check_options(out, top_k=top_k, segments=segments, per_class=per_class, ranked=ranked)
+    if segments is not None and not model.features:
+        raise RecipeError("--segments cuts frames, and this model looks at none")
     model.eval()
-    parts = _Parts(out, _fingerprint(model, loader, top_k))
-    batches_per_part = max(PART_VIDEOS // loader.batch_size, 1)
-    resumed = done = parts.rows()
+    listed = np.arange(model.classes) if only is None else np.unique(only)
+    settings = [top_k or TOP_K, listed.tolist(), segments, (per_class or RANKED) if ranked else None]
+    parts = _Parts(out, _fingerprint(model, loader, settings))
+    output = (
+        _Ranked(listed, per_class or RANKED) if ranked else _Tagged(listed, top_k or TOP_K, model.label_names)
+    )
+    output.resume(parts)
+    batches_per_part = max(PART_VIDEOS // (loader.batch_size * (_SEGMENTS if segments else 1)), 1)
+    resumed = parts.rows()
     tables: list[pa.Table] = []
     damaged: list[str] = []
 
     def finish_part() -> None:
-        table = pa.concat_tables(tables) if tables else _SCHEMA.empty_table()
-        parts.add(table, damaged)
+        parts.add(pa.concat_tables([_NO_ROWS, *tables]), damaged)
         tables.clear()
         damaged.clear()
 
-    start = len(parts) * batches_per_part
-    part = len(parts)
-    for index, batch in loader.epoch(start=start, empty=True):
+    start = part = len(parts)
+    for index, batch in loader.epoch(start=start * batches_per_part, empty=True):
         if index // batches_per_part > part:
             finish_part()
             part += 1
         damaged += map(str, batch.damaged)
-        if len(batch):
-            tables.append(_rows(model, batch, device, min(top_k, model.classes)))
-        done += len(batch)
+        if segments is not None and index == 0:
+            _check_frames(batch, str(loader.source.paths[0]))
+        for shown in _shown(model, batch.to(device), segments, at_once=loader.batch_size):
+            scores = model.probabilities(shown)
+            if scores.isnan().any():
+                raise RecipeError("the model's scores are NaN; its weights cannot be used")
+            tables.append(output.rows(shown.ids, scores))
         if on_batch is not None:
-            on_batch(done)
+            on_batch(min((index + 1) * loader.batch_size, len(loader.source)))
     if part < -(-len(loader) // batches_per_part):
         finish_part()
-    listed = parts.damaged()
+    listed_damage, done = parts.damaged(), parts.rows()
     if not done:
         parts.remove()
         raise DataError("no record could be read", path=str(loader.source.paths[0]))
-    parts.join(out)
-    return Prediction(path=out, videos=done, resumed=resumed, damaged=listed)
+    temporary = out.with_name(out.name + ".partial")
+    output.write(temporary, parts, out.suffix)
+    _commit(temporary, out)
+    parts.remove()
+    return Prediction(path=out, rows=done, resumed=resumed, damaged=listed_damage)
 
 
-def _rows(model: Model, batch: Batch, device: torch.device, top_k: int) -> pa.Table:
-    best, classes = top_classes(model.probabilities(batch.to(device)), top_k)
-    labels = classes.cpu()
-    names = [[model.label_names[label] for label in row] for row in labels.tolist()]
-    scores = pa.array(best.cpu().numpy().reshape(-1))
-    flat = pa.array(labels.to(torch.int32).numpy().reshape(-1))
-    offsets = pa.array(range(0, len(batch) * top_k + 1, top_k), pa.int32())
-    columns = [
-        pa.array(batch.ids, pa.string()),
-        pa.ListArray.from_arrays(offsets, flat),
-        pa.array(names, pa.list_(pa.string())),
-        pa.ListArray.from_arrays(offsets, scores),
-    ]
-    return pa.table(columns, schema=_SCHEMA)
+def read_classes(path: str | Path, *, classes: int) -> list[int]:
+    """The classes that a file lists, one a line, in ascending order; a first line of words is a header.
+
+    Of a line with commas the first column counts. Raises `DataError` for what is none of `classes`.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", path=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"is not UTF-8 text: byte {error.start}", path=str(path)) from error
+    seen: dict[int, int] = {}
+    for number, line in enumerate(lines, start=1):
+        word = line.partition(",")[0].strip(' "')
+        if not word or (number == 1 and not word.isdecimal()):
+            continue
+        if not word.isdecimal() or int(word) >= classes:
+            raise line_error(
+                path, number, f"{word!r}; expected one of {classes:,} classes (0 to {classes - 1:,})"
+            )
+        if int(word) in seen:
+            raise line_error(path, number, f"class {word} again, as in line {seen[int(word)]:,}")
+        seen[int(word)] = number
+    if not seen:
+        raise DataError("lists no class; expected the number of one a line", path=str(path))
+    return sorted(seen)
 
 
-def _fingerprint(model: Model, loader: Loader, top_k: int) -> str:
+def _check_options(
+    out: Path, *, top_k: int | None, segments: int | None, per_class: int | None, ranked: bool
+) -> None:
+    if out.suffix not in FORMATS:
+        raise RecipeError(f"--out {out}: the ending must be one of {', '.join(FORMATS)}")
+    if out.is_dir():
+        raise RecipeError(f"--out {out}: is a folder; expected the name of a file")
+    for name, value in (("--top-k", top_k), ("--segments", segments), ("--per-class", per_class)):
+        if value is not None and value < 1:
+            raise RecipeError(f"{name} is {value}; expected at least 1")
+    if ranked and top_k is not None:
+        raise RecipeError("--top-k is of rows, and --segments with .csv writes a ranking; give --per-class")
+    if not ranked and per_class is not None:
+        raise RecipeError("--per-class is of a ranking; write one with --segments 5 --out FILE.csv")
+
+
+def _check_frames(batch: Batch, path: str) -> None:
+    if all(max(count, default=0) < 2 for count in batch.num_frames.values()):
+        raise DataError("has one vector a video; segments are parts of frame-level records", path=path)
+
+
+def _shown(model: Model, batch: Batch, segments: int | None, *, at_once: int) -> Iterator[Batch]:
+    """What the model scores of a batch: its videos, or their segments as it reads videos of that length."""
+    if not len(batch):
+        return
+    if segments is None:
+        yield batch
+        return
+    sampler = model.reads()
+    for piece in cut(batch, segments, at_once=at_once):
+        yield view(piece, sampler)
+
+
+class _Tagged:
+    """A file of rows: of each video the `top_k` best of the classes `only`."""
+
+    def __init__(self, only: NDArray[np.int64], top_k: int, label_names: Sequence[str]) -> None:
+        self.only, self.top_k, self.label_names = only, min(top_k, len(only)), label_names
+
+    def rows(self, ids: Sequence[str], scores: Tensor) -> pa.Table:
+        """The rows of some videos with their scores (B, C)."""
+        if len(self.only) < scores.shape[1]:
+            scores = scores[:, torch.from_numpy(self.only).to(scores.device)]
+        best, classes = top_classes(scores, self.top_k)
+        lengths = np.full(len(ids), self.top_k)
+        found = self.only[classes.cpu().numpy()].reshape(-1)
+        return table(ids, lengths, found, best.float().cpu().numpy().reshape(-1), self.label_names)
+
+    def resume(self, parts: _Parts) -> None:
+        """Go on behind the rows of an earlier run, of which there is nothing to know."""
+
+    def write(self, path: Path, parts: _Parts, ending: str) -> None:
+        """Write all rows in the format that the ending says."""
+        write(path, parts.tables(), ending)
+
+
+class _Ranked:
+    """A ranking: of each of the classes `only` its best segments, made of rows of what may be among them."""
+
+    def __init__(self, only: NDArray[np.int64], per_class: int) -> None:
+        self.only, self._ranking = only, Ranking(len(only), per_class)
+
+    def rows(self, ids: Sequence[str], scores: Tensor) -> pa.Table:
+        """The rows of some segments with their scores (B, C)."""
+        for name in ids:
+            if name.split() != [name]:
+                raise RecipeError(
+                    f"the video {name.rpartition(':')[0]!r} has a space in its id, by which a ranking parts "
+                    "segments; write .parquet or .jsonl"
+                )
+        found = scores.float().cpu().numpy()[:, self.only]
+        chosen = self._ranking.add(found)
+        classes = self.only[np.nonzero(chosen)[1]]
+        return table(ids, chosen.sum(1), classes, found[chosen])
+
+    def resume(self, parts: _Parts) -> None:
+        """Take in the rows of an earlier run."""
+        for piece in (p for rows in parts.tables() for p in rows.to_batches(max_chunksize=4096)):
+            labels, scores = (piece.column(name) for name in ("labels", "probabilities"))
+            segments = np.repeat(np.arange(len(piece)), pc.list_value_length(labels).to_numpy())
+            classes = np.searchsorted(self.only, labels.flatten().to_numpy())
+            found = np.zeros((len(piece), len(self.only)), np.float32)
+            found[segments, classes] = scores.flatten().to_numpy()
+            self._ranking.add(found)
+
+    def write(self, path: Path, parts: _Parts, ending: str) -> None:
+        """Write what is left of all that was taken in; the parts say what the segments are called."""
+        ids = pa.concat_tables(parts.tables("id")).column("id").cast(pa.large_string()).combine_chunks()
+        best = zip(self.only.tolist(), self._ranking.best(), strict=True)
+        write_ranking(path, ((label, ids.take(pa.array(rows)).to_pylist()) for label, rows in best))
+
+
+def _fingerprint(model: Model, loader: Loader, settings: list[object]) -> str:
     """Says on a restart whether the parts that lie there belong to the same model, data and settings."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
@@ -141,7 +261,7 @@ def _fingerprint(model: Model, loader: Loader, top_k: int) -> str:
                 changed,
                 loader.batch_size,
                 loader.seed,
-                top_k,
+                settings,
                 model.label_names,
                 model.settings(),
             ]
@@ -190,23 +310,11 @@ class _Parts:
         pq.write_table(table.replace_schema_metadata({"damaged": json.dumps(damaged)}), temporary)
         _commit(temporary, path)
 
-    def tables(self) -> Iterator[pa.Table]:
+    def tables(self, *columns: str) -> Iterator[pa.Table]:
         for index in range(len(self)):
-            yield pq.read_table(self._path(index)).replace_schema_metadata(None)
-
-    def join(self, out: Path) -> None:
-        """All parts as one file, then no parts."""
-        temporary = out.with_name(out.name + ".partial")
-        if out.suffix == ".parquet":
-            with pq.ParquetWriter(temporary, _SCHEMA) as writer:
-                for table in self.tables():
-                    writer.write_table(table)
-        else:
-            with temporary.open("w", encoding="utf-8", newline="") as file:
-                write = _write_csv if out.suffix == ".csv" else _write_jsonl
-                write(file, (row for table in self.tables() for row in table.to_pylist()))
-        _commit(temporary, out)
-        self.remove()
+            yield pq.read_table(self._path(index), columns=list(columns) or None).replace_schema_metadata(
+                None
+            )
 
     def remove(self) -> None:
         shutil.rmtree(self.folder)
@@ -225,17 +333,3 @@ def _commit(temporary: Path, path: Path) -> None:
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-def _write_jsonl(file: TextIO, rows: Iterator[dict[str, Any]]) -> None:
-    for row in rows:
-        row["probabilities"] = [float(f"{p:.6g}") for p in row["probabilities"]]
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _write_csv(file: TextIO, rows: Iterator[dict[str, Any]]) -> None:
-    table = csv.writer(file, lineterminator="\n")
-    table.writerow(("VideoId", "LabelConfidencePairs"))
-    for row in rows:
-        pairs = zip(row["labels"], row["probabilities"], strict=True)
-        table.writerow((row["id"], " ".join(f"{label} {p:.6g}" for label, p in pairs)))

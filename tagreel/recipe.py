@@ -1,9 +1,10 @@
-"""A recipe: everything that makes a tagger and its training, as typed data.
+"""A recipe: everything that makes a tagger and its training, as typed data; an ensemble: several recipes.
 
 A slot holds `functools.partial` of the class that fills it, `pool=partial(NetVLAD, clusters=256)`: the class
 declares its options once, in its constructor; `model.build` supplies the widths. A recipe checks itself when
 it is made, is found by the name of its variable in `tagreel.recipes` (or in a file of yours), is changed
-with `override` and travels as JSON inside every checkpoint.
+with `override` and travels as JSON inside every checkpoint. So does an ensemble of recipes, but for the
+checkpoint: its members are trained one by one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import inspect
 import json
 import math
 import pkgutil
+import re
 import sys
 import types
 import typing
@@ -67,8 +69,9 @@ class Training:
     of all together. `mixup` is the α of Beta(α, α): pooled descriptors and labels of two videos are mixed
     (0: not). `ema` is the decay of the averaged weights that are evaluated and kept (0: none). `head_l2`
     adds head_l2 · ½ Σ w² over the head's matrices. `precision` is that of matrix products. The recipe's
-    `late` parts join in after `late_epochs`. With a teacher's predictions, `forgive` is the share of each
-    class's negatives, the likeliest by the teacher, that the loss leaves out. The checkpoint with the highest
+    `late` parts join in after `late_epochs`. With a teacher, `distill` is the share of its probabilities in
+    what is learnt, the labels have the rest (0: they alone), and `forgive` the share of each class's
+    negatives, the likeliest by the teacher, that the loss leaves out. The checkpoint with the highest
     `best_by` on validation is kept as the best.
     """
 
@@ -84,6 +87,7 @@ class Training:
     ema: float = 0.0
     head_l2: float = 0.0
     late_epochs: float = 0.0
+    distill: float = 0.0
     forgive: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     best_by: Literal["gap@20", "map", "map_top20", "hit@1", "perr"] = "gap@20"
@@ -155,6 +159,8 @@ class Recipe:
             )
         if not 0 <= training.ema < 1:
             raise RecipeError(f"training.ema is {training.ema}; expected 0 (none) to less than 1")
+        if not 0 <= training.distill <= 1:
+            raise RecipeError(f"training.distill is {training.distill}; expected 0 (none) to 1")
         if not 0 <= training.forgive < 1:
             raise RecipeError(f"training.forgive is {training.forgive}; expected 0 (none) to less than 1")
         if not 0 < self.batch_norm_momentum <= 1:
@@ -180,39 +186,152 @@ class Recipe:
                 raise RecipeError(f"{name}: {error}") from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """A published system: recipes whose probabilities are averaged.
+
+    `members` are the recipes by name, each with the sampling and the inference that it scores videos by.
+    `weights` gives each of them a number, which counts by its share of their sum (None: all count alike). Of
+    a member's probabilities those outside of a video's `top_k` highest count 0 (None: all count). `storage`
+    is how its weights are kept, one of `tagreel.storage`.
+    """
+
+    members: Mapping[str, Recipe]
+    weights: Mapping[str, float] | None = None
+    top_k: int | None = None
+    storage: Literal["float32", "bfloat16", "float16", "int8", "codebook"] = "float32"
+    about: About = About()
+
+    def __post_init__(self) -> None:
+        hints = _hints(Ensemble)
+        for item in fields(self):
+            _check_value(getattr(self, item.name), hints[item.name], item.name)
+        _check(self.about, "about")
+        if not self.members:
+            raise RecipeError("members: an ensemble needs at least one")
+        for name in self.members:
+            if not re.fullmatch(r"[\w-]+", name, re.ASCII):
+                raise RecipeError(f"members: {name!r} is to name a folder; expected letters, digits, - and _")
+        if self.top_k is not None and self.top_k < 1:
+            raise RecipeError(f"top_k is {self.top_k}; expected at least 1")
+        self._check_weights()
+        self._check_sizes()
+
+    def _check_weights(self) -> None:
+        if self.weights is None:
+            return
+        for name in self.weights:
+            if name not in self.members:
+                raise _no_such("weights", "there is no member", name, self.members)
+        for name in self.members:
+            if name not in self.weights:
+                raise RecipeError(f"weights: there is none for {name!r}; give it 0 to leave it out")
+        for name, weight in self.weights.items():
+            if not 0 <= weight < math.inf:
+                raise RecipeError(f"weights.{name} is {weight}; expected 0 or more")
+        if not 0 < (total := sum(self.weights.values())) < math.inf:
+            raise RecipeError(f"weights: their sum is {total}; expected more than 0, and finite")
+
+    def _check_sizes(self) -> None:
+        """Members may leave a size open, but what two of them state is the same."""
+        stated: dict[str, tuple[int, str]] = {}
+        for member, recipe in self.members.items():
+            sizes = {f"features.{name}": width for name, width in recipe.features.items()}
+            for name, size in {**sizes, "classes": recipe.classes}.items():
+                if size is None:
+                    continue
+                first, other = stated.setdefault(name, (size, member))
+                if first != size:
+                    raise RecipeError(
+                        f"members.{member}.{name} is {size:,}, that of {other} {first:,}; expected the same"
+                    )
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The weights by member, with a sum of one."""
+        weights = self.weights or dict.fromkeys(self.members, 1)
+        total = sum(weights.values())
+        return {name: weights[name] / total for name in self.members}
+
+
 def names() -> dict[str, Recipe]:
     """Every recipe of the package by name (`willow-gated-netvlad-256`), in the order of the files."""
-    found: dict[str, Recipe] = {}
-    package = importlib.import_module("tagreel.recipes")
-    for info in pkgutil.walk_packages(package.__path__, "tagreel.recipes."):
-        if not info.ispkg:
-            found |= _recipes_in(vars(importlib.import_module(info.name)))
-    return found
+    return {name: _named(found, name) for name, found in _walk().items() if isinstance(found, Recipe)}
+
+
+def ensembles() -> dict[str, Ensemble]:
+    """Every ensemble of the package by name (`willow-ens7`), in the order of the files."""
+    return {name: _named(found, name) for name, found in _walk().items() if isinstance(found, Ensemble)}
 
 
 def find(name: str, *, trust: tuple[str, ...] = ()) -> Recipe:
     """The recipe of that name, of a JSON file, or of a Python file (`my_recipes.py:my_tagger`)."""
+    found = _look_up(name, (Recipe,), trust)
+    assert isinstance(found, Recipe)
+    return found
+
+
+def find_ensemble(name: str, *, trust: tuple[str, ...] = ()) -> Ensemble:
+    """The ensemble of that name, of a JSON file, or of a Python file (`my_recipes.py:my_system`)."""
+    found = _look_up(name, (Ensemble,), trust)
+    assert isinstance(found, Ensemble)
+    return found
+
+
+def find_any(name: str, *, trust: tuple[str, ...] = ()) -> Recipe | Ensemble:
+    """The recipe or ensemble of that name, found like either."""
+    return _look_up(name, (Recipe, Ensemble), trust)
+
+
+_KINDS: dict[type[Recipe | Ensemble], str] = {Recipe: "recipe", Ensemble: "ensemble"}
+Kind = typing.TypeVar("Kind", bound=Recipe | Ensemble)
+
+
+def _look_up(
+    name: str, kinds: tuple[type[Recipe | Ensemble], ...], trust: tuple[str, ...]
+) -> Recipe | Ensemble:
     path, _, variable = name.partition(".py:") if ".py:" in name else (name, "", "")
     if path.endswith(".json"):
-        return load(Path(path), trust=trust)
+        return _of_kind(_load(Path(path), trust), path, kinds)
     if variable or path.endswith(".py"):
         file = path if path.endswith(".py") else path + ".py"
-        recipes = _recipes_in(vars(_module_of(Path(file))))
+        known = _in(vars(_module_of(Path(file))))
         wanted = variable.replace("_", "-")
-        if not wanted and len(recipes) == 1:
-            return next(iter(recipes.values()))
-        if wanted not in recipes:
+        fitting = [key for key, found in known.items() if isinstance(found, kinds)]
+        if not wanted and len(fitting) == 1:
+            [wanted] = fitting
+        if wanted not in known:
             raise RecipeError(
-                f"{file}: say which recipe, {file}:NAME; it has: {', '.join(recipes) or 'none'}"
+                f"{file}: say which {_KINDS[kinds[0]]}, {file}:NAME; it has: {', '.join(fitting) or 'none'}"
             )
-        return recipes[wanted]
-    recipes = names()
-    wanted = name.replace("_", "-")
-    if wanted not in recipes:
-        close = difflib.get_close_matches(wanted, recipes, n=1, cutoff=0.4)
+        return _named(_of_kind(known[wanted], name, kinds), wanted)
+    known, wanted = _walk(), name.replace("_", "-")
+    if wanted not in known:
+        close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise RecipeError(f"no recipe {name!r}; {hint}(tagreel recipes lists them all)")
-    return recipes[wanted]
+        raise RecipeError(f"no {_KINDS[kinds[0]]} {name!r}; {hint}(tagreel recipes lists them all)")
+    return _named(_of_kind(known[wanted], name, kinds), wanted)
+
+
+def _of_kind(
+    found: Recipe | Ensemble, name: str, kinds: tuple[type[Recipe | Ensemble], ...]
+) -> Recipe | Ensemble:
+    if isinstance(found, kinds):
+        return found
+    if isinstance(found, Ensemble):
+        first, count = next(iter(found.members)), len(found.members)
+        raise RecipeError(f"{name} is an ensemble of {count}; expected a single recipe, such as {first}")
+    raise RecipeError(f"{name} is a recipe; expected an ensemble of several")
+
+
+def _walk() -> dict[str, Recipe | Ensemble]:
+    """All that the package holds, by name."""
+    found: dict[str, Recipe | Ensemble] = {}
+    package = importlib.import_module("tagreel.recipes")
+    for info in pkgutil.walk_packages(package.__path__, "tagreel.recipes."):
+        if not info.ispkg:
+            found |= _in(vars(importlib.import_module(info.name)))
+    return found
 
 
 def _module_of(file: Path) -> types.ModuleType:
@@ -237,25 +356,44 @@ def _module_of(file: Path) -> types.ModuleType:
     return module
 
 
-def _recipes_in(namespace: Mapping[str, Any]) -> dict[str, Recipe]:
-    found = {}
-    for variable, value in namespace.items():
-        if isinstance(value, Recipe) and not variable.startswith("_"):
-            name = variable.replace("_", "-")
-            found[name] = replace(value, about=replace(value.about, name=name))
-    return found
+def _in(namespace: Mapping[str, Any]) -> dict[str, Recipe | Ensemble]:
+    return {
+        variable.replace("_", "-"): value
+        for variable, value in namespace.items()
+        if isinstance(value, Recipe | Ensemble) and not variable.startswith("_")
+    }
 
 
-def override(recipe: Recipe, setting: str, *, trust: tuple[str, ...] = ()) -> Recipe:
-    """The recipe with one setting changed: `streams.rgb.pool.clusters=128`, `head=tagreel.heads.x.Y`."""
+def _named(found: Kind, name: str) -> Kind:
+    """The same, knowing what it is called; the members of an ensemble, too."""
+    about = replace(found.about, name=name)
+    if isinstance(found, Ensemble):
+        members = {member: _named(recipe, member) for member, recipe in found.members.items()}
+        return replace(found, members=members, about=about)
+    return replace(found, about=about)
+
+
+def override(recipe: Kind, setting: str, *, trust: tuple[str, ...] = ()) -> Kind:
+    """The recipe with one setting changed: `streams.rgb.pool.clusters=128`, `head=tagreel.heads.x.Y`.
+
+    Of an ensemble, one of its own or of a member: `top_k=50`, `members.NAME.classes=10`.
+    """
     path, equals, text = setting.partition("=")
     if not equals:
         raise RecipeError(f"--set {setting}: expected PATH=VALUE, for example training.batch_size=256")
     changed = _set(recipe, path.strip().split("."), text.strip(), "", trust)
-    assert isinstance(changed, Recipe)
-    if path.strip() == "training.epochs":
-        # Or a recipe that counts in steps would pass over the setting.
-        return replace(changed, training=replace(changed.training, steps=None))
+    assert isinstance(changed, type(recipe))
+    return changed
+
+
+def override_part(part: Part, setting: str, *, where: str) -> Part:
+    """What fills a slot, with one of its options changed: `members=7`; `where` names the slot in errors."""
+    option, equals, text = setting.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {setting}: expected OPTION=VALUE")
+    changed = _set(part, option.strip().split("."), text.strip(), where, ())
+    _check(changed, where)
+    assert isinstance(changed, partial)
     return changed
 
 
@@ -278,7 +416,10 @@ def _set(node: Any, keys: list[str], text: str, where: str, trust: tuple[str, ..
         if key not in known:
             raise _no_such(where or "recipe", "there is no setting", key, known)
         declared = _hints(type(node))[key]
-        return replace(node, **{key: _set(getattr(node, key), rest, text, here, trust, declared)})
+        changes = {key: _set(getattr(node, key), rest, text, here, trust, declared)}
+        if isinstance(node, Training) and key == "epochs":
+            changes["steps"] = None  # or a recipe that counts in steps would pass over the setting
+        return replace(node, **changes)
     if isinstance(node, Mapping):
         if key not in node:
             raise _no_such(where, "there is no", key, node)
@@ -384,7 +525,7 @@ def _fits(value: Any, hint: Any) -> bool:
     return not isinstance(hint, type) or isinstance(value, hint)
 
 
-def to_json(recipe: Recipe) -> dict[str, Any]:
+def to_json(recipe: Recipe | Ensemble) -> dict[str, Any]:
     """Plain data with every option spelled out, so that a later change of a default changes nothing here."""
     encoded = _encode(recipe)
     assert isinstance(encoded, dict)
@@ -405,10 +546,36 @@ def from_json(data: Any, *, where: str = "recipe", trust: tuple[str, ...] = ()) 
         raise RecipeError(f"{where}: not a recipe as tagreel writes it: {error}") from error
 
 
+def ensemble_from_json(data: Any, *, where: str = "ensemble", trust: tuple[str, ...] = ()) -> Ensemble:
+    """The ensemble that `to_json` wrote; classes are taken as by `from_json`."""
+    try:
+        values = dict(data)
+        members = {
+            name: from_json(member, where=f"members.{name}", trust=trust)
+            for name, member in values.pop("members").items()
+        }
+        about = About(**values.pop("about", {}))
+        return Ensemble(members=members, about=about, **values)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise RecipeError(f"{where}: not an ensemble as tagreel writes it: {error}") from error
+
+
 def load(path: Path, *, trust: tuple[str, ...] = ()) -> Recipe:
     """The recipe in a JSON file."""
+    return from_json(_read(path), where=str(path), trust=trust)
+
+
+def _load(path: Path, trust: tuple[str, ...]) -> Recipe | Ensemble:
+    data = _read(path)
+    decode = ensemble_from_json if isinstance(data, dict) and "members" in data else from_json
+    return decode(data, where=str(path), trust=trust)
+
+
+def _read(path: Path) -> Any:
     try:
-        return from_json(json.loads(path.read_text(encoding="utf-8")), where=str(path), trust=trust)
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tagreel.checkpoint import facts, find, load, save
+from tagreel.checkpoint import facts, find, load_tagger, save
 from tagreel.errors import DataError, RecipeError
 from tagreel.evaluate import check_names, scoring_loader
 from tagreel.layers.neighbours import Neighbours
@@ -69,7 +69,7 @@ def remember(
     if out.exists():
         raise RecipeError(f"--out {out}: exists; expected the name of a new folder")
     place, folder = pick_device(device), find(run, checkpoint)
-    model = load(folder, device=place, trust=trust)
+    model = load_tagger(folder, device=place, trust=trust)
     if model.recipe.memory is not None:
         raise RecipeError(f"{run}: has a memory already; give the run that it was made from")
     if model.recipe.mixture is not None:

@@ -55,6 +55,7 @@ _METRICS = {
     "map": _Metric("mAP", "average precision of a class, mean over the classes"),
     "map_top20": _Metric("mAP, top 20", "mAP when only the 20 highest scores of each video count"),
     "hit@1": _Metric("Hit@1", "share of videos whose highest score is a true label"),
+    "map@100000": _Metric("MAP@100,000", "of rated segments, each class ranking the first 100,000 (2019)"),
     "perr": _Metric("PERR", "precision when a video is given as many labels as it has"),
     "calibration_error": _Metric(
         "calibration error", "mean distance between a score and how often it is true; 0 is best", rising=False

@@ -25,7 +25,7 @@ from tagreel.metrics.gap import GlobalAveragePrecision
 from tagreel.model import Tagger, build
 from tagreel.runtime import pick_device, seed_everything
 from tagreel.source import Source
-from tagreel.teacher import Teacher
+from tagreel.teacher import Teacher, ask, fingerprint
 
 RUNNING_GAP_BATCHES = 8
 """The running GAP looks at this many batches before each log line: scoring every one would cost a step's time
@@ -51,29 +51,51 @@ def train(
     log_every: int | None = None,
     skip_damaged: int = 0,
     tensorboard: bool = False,
+    trust: tuple[str, ...] = (),
     on_event: Callable[[Row], None] = lambda row: None,
+    on_asked: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Train a recipe on `data` into the folder `out`, validating after every epoch or `validate_every` steps.
 
     A checkpoint is written after each validation and every `save_minutes`; the last `keep` stay, and the one
     that is best on validation. `resume` goes on from the last one, or starts when there is none. Ctrl-C and
     SIGTERM end the step, save and return. Every line of the log goes to `on_event` and to out/log.jsonl.
+    `teacher` is a file of predictions on `data`; or the folder of a model or an ensemble, loaded with
+    `trust`, which is asked about `data` once, into out/teacher.parquet, while `on_asked` is told how many
+    videos are done.
     Raises `RecipeError` and `DataError`; what was saved before stays usable.
     """
     target = pick_device(device)
     open_writer = summary_writer() if tensorboard else None
     label_names = known_label_names(out if resume else None, data, label_names)
     recipe = settle(recipe, data, label_names)
+    if (teacher is None) != (not recipe.training.distill and not recipe.training.forgive):
+        raise RecipeError(
+            "--teacher and what is learnt from it belong together, --set training.distill=SHARE or --set "
+            "training.forgive=SHARE; give both or neither"
+        )
     seed_everything(seed)
     model = build(recipe, label_names=label_names)
-    guide = _teacher(teacher, model)
     identity: Row = {
         "seed": seed,
-        "teacher": guide.fingerprint() if guide is not None else None,
+        "teacher": fingerprint(teacher) if teacher is not None else None,
         "data": data.fingerprint(),
         "validation": validation.fingerprint() if validation is not None else None,
     }
     position = find_position(out, recipe, identity, resume=resume)
+    if teacher is not None and teacher.is_dir():
+        whose, teacher = teacher, out / "teacher.parquet"
+        ask(
+            whose,
+            data,
+            teacher,
+            device=target,
+            threads=threads,
+            skip_damaged=skip_damaged,
+            trust=trust,
+            on_batch=on_asked,
+        )
+    guide = _teacher(teacher, model, data, skip_damaged) if teacher is not None else None
     taken: list[str] = []
     # A resumed model has what it once read in its checkpoint; a loss is not in there.
     if position is None:
@@ -104,8 +126,9 @@ def train(
     )
     with closing(loop.log), set_by_signals(loop.stop):
         if guide is not None:
-            guide.compare(_until_stopped(loop, data))
-            loop.log.event("teacher", step=loop.state.step, forgiven=guide.pairs)
+            if guide.forgive:
+                guide.compare(_until_stopped(loop, data))
+            loop.log.event("teacher", step=loop.state.step, distill=guide.distill, forgiven=guide.pairs)
         _learn(loop, loss_function.to(target), guide)
     return loop.outcome()
 
@@ -184,43 +207,51 @@ def training_loss(
     mixup: float = 0.0,
     teacher: Teacher | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of a batch, the logits (B, C) and the labels (B, C) they were held against."""
+    """The loss of a batch, the logits (B, C) and the labels (B, C) that belong to them."""
     labels, rated = batch.labels(model.classes), batch.rated(model.classes)
+    targets = labels
     if teacher is not None:
-        rated = torch.ones_like(labels).masked_fill(teacher.forgiven(batch), 0.0)
+        targets, rated = teacher.teach(batch)
     descriptor = model.describe(batch.streams, batch.masks())
-    target = labels
+    mixed = targets
     if mixup:
         # Zhang et al., "mixup", arXiv 1710.09412, on pooled descriptors, so that lengths need not agree; one
         # share a video. On a video-level record the descriptor is the input, and this is mixup as published.
         share = torch.distributions.Beta(mixup, mixup).sample((len(labels), 1)).to(labels.device)
         other = torch.randperm(len(labels), device=labels.device)
         descriptor = torch.lerp(descriptor[other], descriptor, share.to(descriptor.dtype))
-        target = torch.lerp(labels[other], labels, share)
+        labels = torch.lerp(labels[other], labels, share)
+        mixed = torch.lerp(targets[other], targets, share)
 
     def loss_of(logits: Tensor) -> Tensor:
         if not mixup or rated is None:
-            return loss_function(logits, target, rated)  # type: ignore[no-any-return]
+            return loss_function(logits, mixed, rated)  # type: ignore[no-any-return]
         # Two videos are seldom rated on the same classes, so each brings its own loss.
-        first: Tensor = loss_function(logits, labels, share * rated)
-        second: Tensor = loss_function(logits, labels[other], (1 - share) * rated[other])
+        first: Tensor = loss_function(logits, targets, share * rated)
+        second: Tensor = loss_function(logits, targets[other], (1 - share) * rated[other])
         return first + second
 
     logits = model.classify(descriptor)
     loss = model.with_further_losses(loss_of(logits), loss_of)
-    return loss, logits.detach(), target
+    return loss, logits.detach(), labels
 
 
-def _teacher(path: Path | None, model: Tagger) -> Teacher | None:
-    share = model.recipe.training.forgive
-    if (path is None) != (share == 0):
-        raise RecipeError(
-            "--teacher FILE and --set training.forgive=SHARE belong together; give both or neither"
-        )
-    if path is None:
-        return None
+def _teacher(path: Path, model: Tagger, data: Source, skip_damaged: int) -> Teacher:
+    training = model.recipe.training
     names = model.label_names if model.has_label_names else None
-    return Teacher(path, classes=model.classes, share=share, label_names=names)
+    teacher = Teacher(
+        path,
+        classes=model.classes,
+        distill=training.distill,
+        forgive=training.forgive,
+        label_names=names,
+    )
+    if len(teacher) < len(data) - skip_damaged:
+        raise DataError(
+            f"scores {len(teacher):,} videos, and there are {len(data):,} to train on; expected all of them",
+            path=str(path),
+        )
+    return teacher
 
 
 def known_label_names(

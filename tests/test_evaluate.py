@@ -12,6 +12,7 @@ from tagreel.evaluate import Evaluation, Scorer, evaluate
 from tagreel.loader import Loader
 from tagreel.metrics.average_precision import MeanAveragePrecision
 from tagreel.metrics.gap import GlobalAveragePrecision
+from tagreel.metrics.segment_average_precision import SegmentMeanAveragePrecision
 from tagreel.model import Tagger
 from tagreel.recipe import Recipe
 from tests.conftest import InMemory, video
@@ -105,6 +106,34 @@ def test_of_a_segment_only_the_rated_classes_count(model):
     plain.update(scores, labels)
     assert found.metrics["gap@20"] == pytest.approx(masked.compute(), rel=1e-5)
     assert abs(masked.compute() - plain.compute()) > 0.01
+
+
+def test_of_segments_there_is_also_the_score_of_2019_whole_videos_among_them_aside(model, test_data):
+    data = segments()
+    found = evaluate(model, loader(data, batch_size=5), device=CPU)
+    scores, labels = scored(model, data)
+    rated = torch.zeros_like(labels)
+    for row, example in zip(rated, data.shards[0].examples, strict=True):
+        row[example.rated] = 1
+    metric = SegmentMeanAveragePrecision()
+    metric.update(scores, labels, rated)
+    assert found.metrics["map@100000"] == pytest.approx(metric.compute(), rel=1e-5)
+    assert metric.compute() < 1
+    mixed = InMemory([*data.shards[0].examples, *(test_data.open(0)[index] for index in range(9))])
+    whole = evaluate(model, loader(mixed, batch_size=5), device=CPU)
+    assert whole.metrics["map@100000"] == pytest.approx(metric.compute(), rel=1e-5)
+
+
+def test_what_nobody_rated_takes_places_of_a_class_too():
+    count = 100_010
+    scores = torch.linspace(0.9, 0.1, count)[:, None].repeat(1, 2)
+    labels, rated = torch.zeros(count, 2), torch.zeros(count, 2)
+    # Class 0 is true of the very last segment, class 1 of the last that has a place; nobody rated the others.
+    labels[-1, 0] = rated[-1, 0] = labels[99_999, 1] = rated[99_999, 1] = 1
+    scorer = Scorer()
+    for rows in torch.arange(count).split(30_000):
+        scorer.update(scores[rows], labels[rows], rated[rows])
+    assert scorer.result().metrics["map@100000"] == 0.5
 
 
 def test_segments_and_whole_videos_may_share_a_batch(model, test_data):

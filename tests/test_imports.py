@@ -40,12 +40,19 @@ FOLDERS = {
 # Data flows from left to right; a stage imports what stands before it, and the layers.
 STAGES = [
     *("errors", "batch", "runtime", "vocabulary", "sampling", "schedule", "inference", "recipe"),
-    *("source", "loader", "model", "checkpoint"),
+    *("source", "loader", "model", "ensemble", "predictions", "recorded", "storage", "checkpoint"),
     *(
         "report",
+        "chart",
         "evaluate",
+        "panel",
+        "fit_ensemble",
+        "ranking",
         "predict",
         "remember",
+        "average",
+        "extract_branch",
+        "compress",
         "check",
         "segments",
         "teacher",
@@ -54,6 +61,7 @@ STAGES = [
         "log",
         "loop",
         "train",
+        "train_ensemble",
         "pretrain",
         "demo",
         "display",
@@ -69,12 +77,14 @@ NAMES_MEMBERS = {
     "source": {"readers"},  # walks the folder
     "demo": {"readers"},  # writes the planted problem as a data set
     "evaluate": {"metrics"},
+    "panel": {"metrics"},
+    "fit_ensemble": {"ensembles"},  # walks the folder
     "train": {"metrics"},
     "cli": {"commands"},
 }
 
 # Whose parts must work in anyone's code.
-ONLY_TORCH = {"pools", "heads", "losses"}
+ONLY_TORCH = {"pools", "heads", "losses", "ensembles"}
 
 
 def _name(path):

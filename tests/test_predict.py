@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import heapq
 import json
 import os
 import signal
@@ -17,10 +18,12 @@ import torch
 
 import tagreel
 from tagreel.errors import DataError, RecipeError
+from tagreel.evaluate import scoring_loader
 from tagreel.loader import Loader
 from tagreel.model import Tagger, build
-from tagreel.predict import Prediction, predict
+from tagreel.predict import Prediction, _Parts, predict, read_classes
 from tagreel.readers.synthetic import Planted
+from tagreel.recorded import Recorded
 from tagreel.source import Source
 from tests.conftest import REPOSITORY, InMemory, payload_damaged, video, write_shard
 
@@ -79,7 +82,7 @@ def test_a_row_holds_what_the_tagger_predicts_and_rows_follow_the_input(
     out = tmp_path / f"tags.{ending}"
     result = write(model, training_data, out, top_k=top_k)
     found = rows(out)
-    assert (result.videos, result.resumed, result.damaged, len(found)) == (100, 0, [], 100)
+    assert (result.rows, result.resumed, result.damaged, len(found)) == (100, 0, [], 100)
     for example, (name, labels, probabilities) in zip(each(training_data), found, strict=True):
         tags = model.predict(example.streams, top_k=top_k)
         assert name == example.id
@@ -168,7 +171,7 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_file(
     stopped(model, training_data, out, after=after)
     assert not out.exists()
     result = write(model, training_data, out)
-    assert (result.resumed, result.videos) == (whole, 100)
+    assert (result.resumed, result.rows) == (whole, 100)
     assert out.read_bytes() == expected.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([out.name, expected.name])
 
@@ -291,6 +294,219 @@ def test_a_killed_process_goes_on_and_ends_in_the_same_file(run, planted, tmp_pa
     assert len(rows(out)) == 1600
 
 
+# ---------------------------------------------------------------------- segments and rankings
+
+
+def in_segments(
+    model: Tagger, data, out: Path, *, batch_size: int = 8, skip_damaged: int = 0, **options
+) -> Prediction:
+    loader = scoring_loader(model, data, batch_size=batch_size, skip_damaged=skip_damaged, whole=True)
+    return predict(model, loader, out, device=CPU, segments=5, **options)
+
+
+def by_hand(model: Tagger, data) -> dict[str, np.ndarray]:
+    """The scores of every segment, each cut out and scored on its own."""
+    found = {}
+    for example in each(data):
+        for start in range(0, len(example.streams["rgb"]), 5):
+            part = {name: frames[None, start : start + 5] for name, frames in example.streams.items()}
+            found[f"{example.id}:{start}"] = model.scores(part)[0].numpy()
+    return found
+
+
+def ranking(path: Path) -> dict[int, list[str]]:
+    header, *lines = path.read_text().split("\n")[:-1]
+    assert header == "Class,Segments"
+    return {int(label): listed.split() for label, listed in (line.split(",") for line in lines)}
+
+
+def heaps(scores: dict[str, np.ndarray], per_class: int, classes) -> dict[int, list[str]]:
+    """The starter code's way: a heap a class, one segment after the other; the earlier among equals."""
+    found = {}
+    for c in classes:
+        heap: list[tuple[float, int, str]] = []
+        for number, (name, row) in enumerate(scores.items()):
+            push = heapq.heappush if len(heap) < per_class else heapq.heappushpop
+            push(heap, (float(row[c]), -number, name))
+        found[c] = [name for _, _, name in sorted(heap, reverse=True)]
+    return found
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_each_segment_is_tagged_as_a_video_of_its_frames(ending, model, test_data, tmp_path):
+    out = tmp_path / f"x.{ending}"
+    result = in_segments(model, test_data, out, top_k=3)
+    expected = by_hand(model, test_data)
+    found = rows(out)
+    assert [row[0] for row in found] == list(expected)
+    assert result.rows == len(expected) > 100
+    for name, labels, probabilities in found:
+        assert probabilities == pytest.approx(np.sort(expected[name])[:-4:-1].tolist(), rel=1e-5)
+        assert probabilities == pytest.approx(expected[name][labels].tolist(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("per_class", "only"), [(7, None), (1000, [119, 3, 50]), (1, [0])])
+@pytest.mark.parametrize("batch_size", [3, 50])
+def test_a_ranking_is_what_heaps_keep(per_class, only, batch_size, model, test_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("tagreel.ranking._SLACK", 8)
+    out = tmp_path / "x.csv"
+    in_segments(model, test_data, out, batch_size=batch_size, per_class=per_class, only=only)
+    classes = range(120) if only is None else sorted(only)
+    scores = by_hand(model, test_data)
+    expected, found = heaps(scores, per_class, classes), ranking(out)
+    assert list(found) == list(classes)
+    for c in classes:
+        # By their scores: in another batch two that nearly tie may change places.
+        ours, theirs = ([scores[name][c] for name in names] for names in (found[c], expected[c]))
+        assert ours == pytest.approx(theirs, rel=1e-5)
+        assert len(set(found[c])) == len(found[c])
+
+
+@pytest.mark.parametrize("after", [8, 40, 100])
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_a_stopped_run_over_segments_goes_on_and_ends_in_the_same_file(
+    ending, after, model, training_data, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tagreel.ranking._SLACK", 8)
+    options = {"per_class": 9, "only": [2, 5, 77]} if ending == "csv" else {}
+    out, expected = tmp_path / f"x.{ending}", tmp_path / f"whole.{ending}"
+    in_segments(model, training_data, expected, **options)
+
+    def on_batch(done: int) -> None:
+        if done >= after:
+            raise StopError
+
+    with pytest.raises(StopError):
+        in_segments(model, training_data, out, on_batch=on_batch, **options)
+    assert not out.exists()
+    result = in_segments(model, training_data, out, **options)
+    assert (result.resumed > 0) == (after > 8)
+    assert out.read_bytes() == expected.read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_has_no_chance_is_not_kept_in_the_parts(model, training_data, tmp_path, monkeypatch):
+    monkeypatch.setattr("tagreel.ranking._SLACK", 8)
+    kept: list[int] = []
+    add = _Parts.add
+    monkeypatch.setattr(
+        _Parts, "add", lambda self, rows, damaged: (kept.append(tags(rows)), add(self, rows, damaged))
+    )
+
+    def tags(table) -> int:
+        return sum(map(len, table.column("labels").to_pylist()))
+
+    result = in_segments(model, training_data, tmp_path / "x.csv", per_class=4)
+    assert sum(kept) < 0.2 * result.rows * 120
+    assert kept[-1] < 0.2 * kept[0]
+
+
+def test_random_frames_of_a_segment_follow_from_its_name(model, test_data, tmp_path):
+    sampled = tagreel.model.override(model.recipe, "evaluation_sampling=tagreel.sampling.RandomSequence")
+    model.recipe = tagreel.model.override(sampled, "evaluation_sampling.frames=2")
+    for batch_size in (3, 50):
+        in_segments(model, test_data, tmp_path / f"{batch_size}.parquet", batch_size=batch_size)
+    ours, theirs = (rows(tmp_path / f"{size}.parquet") for size in (3, 50))
+    whole = by_hand(model, test_data)
+    assert [row[0] for row in ours] == [row[0] for row in theirs]
+    for (name, labels, probabilities), (_, others, same) in zip(ours, theirs, strict=True):
+        assert labels == others
+        assert probabilities == pytest.approx(same, rel=1e-5)
+        if name.endswith(":0"):
+            # Two of its five frames say something else than all five.
+            assert probabilities != pytest.approx(whole[name][labels].tolist(), rel=1e-5)
+
+
+def test_only_some_classes_to_choose_from(model, test_data, tmp_path):
+    only = [3, 40, 41, 100]
+    write(model, test_data, tmp_path / "x.csv", only=only, top_k=3)
+    for example, (name, labels, probabilities) in zip(each(test_data), rows(tmp_path / "x.csv"), strict=True):
+        scores = {tag.id: tag.probability for tag in model.predict(example.streams, top_k=120)}
+        best = sorted(only, key=lambda c: -scores[c])[:3]
+        assert (name, labels) == (example.id, best)
+        assert probabilities == pytest.approx([scores[c] for c in best], rel=1e-4)
+
+
+def test_a_list_of_classes_as_the_challenge_gives_it(tmp_path):
+    (tmp_path / "a.csv").write_text("Index\n3\n7\n\n12\n")
+    (tmp_path / "b.txt").write_text("12\r\n3\r\n7\r\n")
+    (tmp_path / "c.csv").write_text('"id","name"\n"3","x"\n7,y\n12,"z"\n')
+    for path in tmp_path.iterdir():
+        assert read_classes(path, classes=13) == [3, 7, 12]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Index\n3\ncat\n", "line 3: 'cat'; expected one of 13 classes"),
+        ("3\n13\n", r"line 2: '13'; expected one of 13 classes \(0 to 12\)"),
+        ("3\n-1\n", "line 2: '-1'; expected"),
+        ("3\n7\n3\n", "line 3: class 3 again, as in line 1"),
+        ("Index\n", "lists no class; expected"),
+        ("", "lists no class; expected"),
+    ],
+)
+def test_a_wrong_list_of_classes_is_one_line(text, reason, tmp_path):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(DataError, match=reason):
+        read_classes(tmp_path / "x.csv", classes=13)
+
+
+@pytest.mark.parametrize(
+    ("ending", "options", "reason"),
+    [
+        ("csv", {"top_k": 5}, "--top-k is of rows, .*; give --per-class"),
+        ("parquet", {"per_class": 5}, "--per-class is of a ranking; write one with --segments 5"),
+        ("csv", {"per_class": 0}, "--per-class is 0; expected at least 1"),
+    ],
+)
+def test_options_that_do_not_fit_are_told_before_anything_is_written(
+    ending, options, reason, model, test_data, tmp_path
+):
+    with pytest.raises(RecipeError, match=reason):
+        in_segments(model, test_data, tmp_path / f"x.{ending}", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_cut_or_ranked_is_one_line(model, test_data, tmp_path):
+    streams = {"rgb": np.ones((1, 12), np.uint8), "audio": np.ones((1, 6), np.uint8)}
+    with pytest.raises(DataError, match="shard0: has one vector a video; segments are parts of frame-level"):
+        in_segments(model, InMemory([video("a", **streams)]), tmp_path / "x.csv")
+    streams = {name: np.repeat(frames, 7, axis=0) for name, frames in streams.items()}
+    spaced = InMemory([video("a", **streams), video("b c", **streams)])
+    with pytest.raises(
+        RecipeError, match=r"the video 'b c' has a space in its id.*write \.parquet or \.jsonl"
+    ):
+        in_segments(model, spaced, tmp_path / "x.csv")
+    in_segments(model, spaced, tmp_path / "x.jsonl")
+    assert [row[0] for row in rows(tmp_path / "x.jsonl")] == ["a:0", "a:5", "b c:0", "b c:5"]
+    write(model, test_data, tmp_path / "x.parquet")
+    recorded = Recorded(tmp_path / "x.parquet")
+    with pytest.raises(RecipeError, match="--segments cuts frames, and this model looks at none"):
+        in_segments(recorded, test_data, tmp_path / "y.csv")
+
+
+def test_scores_that_are_not_numbers_are_one_line(model, test_data, tmp_path):
+    with torch.no_grad():
+        next(model.head.parameters()).fill_(float("nan"))
+    with pytest.raises(RecipeError, match="scores are NaN; its weights cannot be used"):
+        write(model, test_data, tmp_path / "x.parquet")
+
+
+def test_the_command_ranks_segments_of_listed_classes(run, shards, model, test_data, tmp_path, cli):
+    (tmp_path / "only.csv").write_text("Index\n7\n3\n")
+    arguments = ["predict", run, "--data", shards / "test0.tfrecord", "--segments", 5, "--device", "cpu"]
+    out = tmp_path / "x.csv"
+    code, printed, err = cli(*arguments, "--out", out, "--only", tmp_path / "only.csv", "--per-class", 6)
+    assert code == 0, err
+    assert "segments of 50 videos, the best of them for each of 2 classes" in printed
+    assert [*map(len, ranking(out).values())] == [6, 6]
+    code, printed, err = cli(*arguments, "--out", tmp_path / "x.jsonl", "--top-k", 4, "--json")
+    assert code == 0, err
+    assert json.loads(printed)["segments"] == len(by_hand(model, test_data))
+    assert "segments of 50 videos × 4 tags" in err
+
+
 # ---------------------------------------------------------------------- damage and mistakes
 
 
@@ -306,7 +522,7 @@ def test_damaged_records_have_no_row_and_are_listed_after_a_restart_too(model, s
             write(model, data, tmp_path / "none.csv")
     assert not (tmp_path / "none.csv").exists()
     assert result.resumed > 0
-    assert result.videos == 98
+    assert result.rows == 98
     assert [line.split(":")[0].rpartition("/")[2] for line in result.damaged] == [
         "train0.tfrecord, record 3",
         "train2.tfrecord, record 29",

@@ -24,7 +24,20 @@ from tagreel.losses.cross_entropy import CrossEntropy
 from tagreel.model import build, count_parameters
 from tagreel.pools.mean import Mean
 from tagreel.pools.netvlad import NetVLAD
-from tagreel.recipe import Recipe, Stream, Training, find, from_json, override, to_json
+from tagreel.recipe import (
+    About,
+    Ensemble,
+    Recipe,
+    Stream,
+    Training,
+    ensemble_from_json,
+    find,
+    find_any,
+    find_ensemble,
+    from_json,
+    override,
+    to_json,
+)
 from tagreel.sampling import AllFrames
 from tagreel.schedule import Cosine
 
@@ -109,7 +122,7 @@ def test_no_two_files_name_a_recipe_alike():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign):
                 names += [target.id.replace("_", "-") for target in node.targets if target.id[0] != "_"]
-    assert sorted(names) == sorted(recipes.names())
+    assert sorted(names) == sorted([*recipes.names(), *recipes.ensembles()])
 
 
 @pytest.mark.parametrize(
@@ -597,3 +610,173 @@ def test_a_value_out_of_range_is_one_line_that_names_the_setting(setting, named)
 def test_setting_epochs_ends_counting_in_steps():
     recipe = override(find("willow-netvlad-256"), "training.epochs=2")
     assert (recipe.training.epochs, recipe.training.steps) == (2, None)
+
+
+# ------------------------------------------------------------------ ensembles
+
+
+def _ensemble(**changes):
+    settings = {"members": {"one": _recipe(), "two": _recipe(classes=None)}, "weights": {"one": 3, "two": 1}}
+    return Ensemble(**(settings | changes))
+
+
+def test_weights_count_by_their_share_of_their_sum():
+    assert _ensemble().shares == {"one": 0.75, "two": 0.25}
+    assert _ensemble(weights=None).shares == {"one": 0.5, "two": 0.5}
+    backwards = _ensemble(weights={"two": 0.5, "one": 0}).shares
+    assert list(backwards.items()) == [("one", 0), ("two", 1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"members": {}}, "members: an ensemble needs at least one"),
+        ({"members": {"one": "smoke"}, "weights": None}, "members: expected Mapping[str, Recipe], found {"),
+        ({"members": {"a/b": _recipe()}, "weights": None}, "members: 'a/b' is to name a folder; expected"),
+        ({"members": {"..": _recipe()}, "weights": None}, "members: '..' is to name a folder"),
+        ({"members": {"": _recipe()}, "weights": None}, "members: '' is to name a folder"),
+        (
+            {"weights": {"one": 1, "tow": 1, "two": 1}},
+            "weights: there is no member 'tow'; did you mean two? (it has: one, two)",
+        ),
+        ({"weights": {"one": 1}}, "weights: there is none for 'two'; give it 0 to leave it out"),
+        ({"weights": {"one": 1, "two": -0.5}}, "weights.two is -0.5; expected 0 or more"),
+        ({"weights": {"one": 1, "two": float("nan")}}, "weights.two is nan; expected 0 or more"),
+        ({"weights": {"one": float("inf"), "two": 1}}, "weights.one is inf; expected 0 or more"),
+        ({"weights": {"one": 1e308, "two": 1e308}}, "weights: their sum is inf; expected more than 0"),
+        ({"weights": {"one": 0, "two": 0.0}}, "weights: their sum is 0.0; expected more than 0, and finite"),
+        ({"weights": {"one": 1, "two": "1"}}, "weights: expected Mapping[str, float] | None"),
+        ({"weights": (1, 1)}, "weights: expected Mapping[str, float] | None"),
+        ({"top_k": 0}, "top_k is 0; expected at least 1"),
+        ({"top_k": 1.5}, "top_k: expected int | None, found 1.5"),
+        ({"storage": "float8"}, "storage: expected Literal['float32', 'bfloat16', 'float16', 'int8',"),
+        ({"about": About(parameters="many")}, "about.parameters: expected int | None, found 'many'"),
+        (
+            {"members": {"one": _recipe(), "two": _recipe(classes=6)}},
+            "members.two.classes is 6, that of one 5; expected the same",
+        ),
+        (
+            {"members": {"one": _recipe(), "two": _recipe(features={"rgb": 8, "audio": None})}},
+            "members.two.features.rgb is 8, that of one 4; expected the same",
+        ),
+    ],
+)  # fmt: skip
+def test_an_ensemble_that_cannot_be_is_answered_with_what_can(changes, message):
+    with pytest.raises(RecipeError) as caught:
+        _ensemble(**changes)
+    assert str(caught.value).startswith(message)
+
+
+def test_members_may_read_different_features():
+    image = _recipe(features={"image": 7}, streams={"image": Stream(pool=partial(Mean))})
+    assert set(_ensemble(members={"one": _recipe(), "two": image}).members) == {"one", "two"}
+
+
+def test_the_storages_of_an_ensemble_are_those_there_are():
+    from tagreel.storage import STORAGES
+
+    assert [_ensemble(storage=storage).storage for storage in STORAGES] == list(STORAGES)
+
+
+def test_an_ensemble_travels_as_json():
+    ensemble = _ensemble(top_k=7, storage="bfloat16", about=About(name="x", published={"GAP@20": 0.5}))
+    data = json.loads(json.dumps(to_json(ensemble)))
+    again = ensemble_from_json(data)
+    assert to_json(again) == to_json(ensemble) == data
+    assert (again.shares, again.top_k, again.storage) == (ensemble.shares, 7, "bfloat16")
+    assert again.about == ensemble.about
+    assert again.members["one"].head.func is Logistic
+    assert to_json(ensemble_from_json(to_json(_ensemble(weights=None)))) == to_json(_ensemble(weights=None))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda data: [], "not an ensemble as tagreel writes it"),
+        (lambda data: None, "not an ensemble as tagreel writes it"),
+        (lambda data: {}, "not an ensemble as tagreel writes it: 'members'"),
+        (lambda data: {**data, "members": ["one"]}, "not an ensemble as tagreel writes it"),
+        (lambda data: {**data, "members": {"one": {}}}, "members.one: not a recipe as tagreel writes it"),
+        (lambda data: {**data, "weights": {"one": 1}}, "weights: there is none for 'two'"),
+        (lambda data: {**data, "weights": {"one": "1", "two": 1}}, "weights: expected Mapping"),
+        (lambda data: {**data, "unknown": 1}, "not an ensemble as tagreel writes it"),
+        (lambda data: {**data, "about": {"nobody": 1}}, "not an ensemble as tagreel writes it"),
+        (
+            lambda data: {**data, "members": {"one": _with_class("os.system")}, "weights": None},
+            "members.one: os.system is not of a trusted package",
+        ),
+    ],
+)  # fmt: skip
+def test_json_that_is_no_ensemble_is_named(break_it, message):
+    with pytest.raises(RecipeError) as caught:
+        ensemble_from_json(break_it(to_json(_ensemble())), where="mine.json")
+    assert str(caught.value).startswith(f"mine.json: {message}")
+
+
+def test_one_setting_of_an_ensemble_is_changed():
+    before = to_json(_ensemble())
+    assert override(_ensemble(), "weights.two=5").weights == {"one": 3, "two": 5}
+    assert override(_ensemble(), "top_k=20").top_k == 20
+    changed = override(_ensemble(), "members.two.streams.rgb.pool.clusters=9")
+    assert changed.members["two"].streams["rgb"].pool.keywords == {"clusters": 9}
+    assert to_json(changed.members["one"]) == before["members"]["one"]
+    longer = override(
+        _ensemble(members={"one": find("willow-netvlad-256")}, weights=None), "members.one.training.epochs=2"
+    )
+    assert (longer.members["one"].training.epochs, longer.members["one"].training.steps) == (2, None)
+    with pytest.raises(RecipeError, match=r"^weights: there is no 'three' \(it has: one, two\)$"):
+        override(_ensemble(), "weights.three=1")
+
+
+def test_an_ensemble_is_found_by_name_and_its_members_know_theirs():
+    found = find_ensemble("willow_ens7")
+    assert to_json(found) == to_json(find_any("willow-ens7"))
+    assert found.about.name == "willow-ens7"
+    assert [recipe.about.name for recipe in found.members.values()] == list(found.members)
+    assert isinstance(find_any("smoke"), Recipe)
+    assert not set(recipes.ensembles()) & set(recipes.names())
+
+
+@pytest.mark.parametrize(
+    ("search", "name", "message"),
+    [
+        (find, "willow-ens7", "willow-ens7 is an ensemble of 7; expected a single recipe, such as willow"),
+        (find_ensemble, "smoke", "smoke is a recipe; expected an ensemble of several"),
+        (find_ensemble, "willow-ens8", "no ensemble 'willow-ens8'; did you mean willow-ens7? (tagreel"),
+        (find_any, "willow-ens8", "no recipe 'willow-ens8'; did you mean willow-ens7? (tagreel"),
+        (find_ensemble, "nowhere.json", "nowhere.json: No such file"),
+    ],
+)  # fmt: skip
+def test_what_is_not_found_is_told_apart_from_what_is_of_the_other_kind(search, name, message):
+    with pytest.raises(RecipeError) as caught:
+        search(name)
+    assert str(caught.value).startswith(message)
+
+
+def test_an_ensemble_is_found_in_a_file_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", [*sys.path])
+    path = tmp_path / "my_ensembles.py"
+    path.write_text(
+        "from dataclasses import replace\nfrom tagreel.recipe import Ensemble, find\n"
+        "my_tagger = replace(find('smoke'), classes=7)\n"
+        "my_system = Ensemble(members={'one': my_tagger, 'two': my_tagger})\n"
+    )
+    for name in (f"{path}:my_system", f"{path}:my-system", str(path)):
+        assert list(find_ensemble(name).members) == ["one", "two"]
+    assert find(str(path)).about.name == "my-tagger"
+    with pytest.raises(
+        RecipeError, match=r"my_system is an ensemble of 2; expected a single recipe, such as one$"
+    ):
+        find(f"{path}:my_system")
+    with pytest.raises(RecipeError, match=r"say which recipe, .*:NAME; it has: my-tagger, my-system$"):
+        find_any(str(path))
+    with pytest.raises(RecipeError, match=r"say which ensemble, .*:NAME; it has: my-system$"):
+        find_ensemble(f"{path}:other")
+    (tmp_path / "system.json").write_text(json.dumps(to_json(find_ensemble(str(path)))))
+    assert isinstance(find_any(f"{tmp_path}/system.json"), Ensemble)
+    with pytest.raises(RecipeError, match=r"system\.json is an ensemble of 2; expected a single recipe"):
+        find(f"{tmp_path}/system.json")
+    (tmp_path / "one.json").write_text(json.dumps(to_json(find(str(path)))))
+    with pytest.raises(RecipeError, match=r"one\.json is a recipe; expected an ensemble of several$"):
+        find_ensemble(f"{tmp_path}/one.json")
+    sys.modules.pop("my_ensembles", None)

@@ -13,13 +13,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tagreel import checkpoint
+from tagreel.ensemble import EnsembleTagger
 from tagreel.errors import DataError, RecipeError
 from tagreel.layers.context_gating import ContextGating
+from tagreel.layers.mixture import Mixture
 from tagreel.layers.neighbours import Neighbours
 from tagreel.layers.reverse_whitening import ReverseWhitening
 from tagreel.loader import collate
@@ -936,3 +940,203 @@ def test_a_damaged_validation_set_costs_no_training(tiny, shards, training_data,
     train(tiny, data=training_data, out=tmp_path / "plain", device="cpu")
     kept = [files(run)["model.safetensors"] for run in (out, tmp_path / "plain")]
     assert kept[0] == kept[1]
+
+
+# ---------------------------------------------------------------------- a teacher
+
+
+def answers(path: Path, data: Source | InMemory, probabilities) -> Path:
+    """A file of predictions on the data, `probabilities` (N, C) in the order of the videos."""
+    ids = [data.open(s)[i].id for s, count in enumerate(data.counts) for i in range(count)]
+    best = [sorted(range(len(row)), key=lambda c: -row[c]) for row in probabilities]
+    table = {
+        "id": pa.array(ids),
+        "labels": pa.array(best, pa.list_(pa.int32())),
+        "probabilities": pa.array(
+            [[row[c] for c in order] for row, order in zip(probabilities, best, strict=True)],
+            pa.list_(pa.float32()),
+        ),
+    }
+    pq.write_table(pa.table(table), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def two_pictures() -> InMemory:
+    """Sixty videos of two kinds, whose one label, of three classes, has nothing to do with the kind."""
+    rng = np.random.default_rng(0)
+    videos = []
+    for i in range(60):
+        frames = {
+            "rgb": rng.normal(i % 2, 0.1, (2, 12)).astype(np.float32),
+            "audio": np.ones((2, 6), np.float32),
+        }
+        videos.append(video(f"v{i}", labels=[i % 3], **frames))
+    return InMemory(videos)
+
+
+@pytest.fixture
+def pupil(tiny) -> Recipe:
+    return with_training(replace(tiny, classes=3), batch_size=8)
+
+
+def test_a_student_learns_what_its_teacher_says(pupil, two_pictures, tmp_path):
+    """A teacher that is sure of other labels, alone heard, makes the student of those labels, bit for bit."""
+    other = InMemory([replace(v, labels=np.array([i % 2])) for i, v in enumerate(two_pictures.shards[0])])
+    path = answers(tmp_path / "t.parquet", two_pictures, np.eye(3)[[i % 2 for i in range(60)]])
+    short(with_training(pupil, distill=1.0), two_pictures, tmp_path / "taught", teacher=path)
+    short(pupil, other, tmp_path / "labelled")
+    short(pupil, two_pictures, tmp_path / "untaught")
+    weights = {
+        name: files(tmp_path / name)["model.safetensors"] for name in ("taught", "labelled", "untaught")
+    }
+    assert weights["taught"] == weights["labelled"] != weights["untaught"]
+    losses = [[row["loss"] for row in rows(tmp_path / name)] for name in ("taught", "labelled")]
+    assert losses[0] == losses[1]
+    # How often each class was seen, and the running GAP, are of the true labels.
+    counts = checkpoint.facts(checkpoint.find(tmp_path / "taught"))["train_counts"]
+    assert counts == [20, 20, 20] != checkpoint.facts(checkpoint.find(tmp_path / "labelled"))["train_counts"]
+    gaps = [[row["gap@20"] for row in rows(tmp_path / name)] for name in ("taught", "labelled")]
+    assert gaps[0] != gaps[1]
+    [said] = rows(tmp_path / "taught", "teacher")
+    assert (said["distill"], said["forgiven"]) == (1.0, 0)
+
+
+@pytest.mark.parametrize("forgive", [0.0, 0.3])
+def test_mixup_mixes_what_is_taught(forgive, pupil, two_pictures, tmp_path):
+    from tagreel.teacher import Teacher
+    from tagreel.train import training_loss
+
+    torch.manual_seed(0)
+    model = build(pupil)
+    path = answers(tmp_path / "t.parquet", two_pictures, np.random.default_rng(1).random((60, 3)))
+    teacher = Teacher(path, classes=3, distill=0.25, forgive=forgive)
+    batch = collate([two_pictures.open(0)[i] for i in range(60)], features=model.features)
+    teacher.compare([batch] if forgive else [])
+    labels, taught, forgiven = batch.labels(3), teacher.probabilities(batch), teacher.forgiven(batch)
+    assert bool(forgiven.any()) == bool(forgive)
+    torch.manual_seed(5)
+    loss, logits, shown = training_loss(model, CrossEntropy(), batch, mixup=0.4, teacher=teacher)
+    torch.manual_seed(5)
+    share = torch.distributions.Beta(0.4, 0.4).sample((60, 1))
+    other = torch.randperm(60)
+    p = torch.sigmoid(logits)
+    expected = torch.zeros(())
+    for part, i in ((share, torch.arange(60)), (1 - share, other)):
+        for weight, y in ((0.75 * ~forgiven[i], labels[i]), (0.25, taught[i])):
+            expected = expected - (part * weight * (y * p.log() + (1 - y) * (1 - p).log())).sum() / 60
+    torch.testing.assert_close(loss.detach(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(shown, share * labels + (1 - share) * labels[other])
+
+
+def test_a_model_teaches_like_the_file_of_its_predictions(run, tiny, training_data, tmp_path):
+    from tagreel.evaluate import scoring_loader
+    from tagreel.predict import predict
+
+    model = checkpoint.load(run)
+    path = tmp_path / "by_hand.parquet"
+    predict(model, scoring_loader(model, training_data), path, device=torch.device("cpu"), top_k=100)
+    recipe, told = with_training(tiny, distill=0.5, forgive=0.05), []
+    short(recipe, training_data, tmp_path / "file", teacher=path)
+    short(recipe, training_data, tmp_path / "model", teacher=run, on_asked=told.append)
+    assert told[-1] == 100
+    found = [files(tmp_path / name)["model.safetensors"] for name in ("file", "model")]
+    assert found[0] == found[1]
+    assert pq.read_table(tmp_path / "model" / "teacher.parquet").equals(pq.read_table(path))
+    [said] = rows(tmp_path / "model", "teacher")
+    assert said["distill"] == 0.5
+    assert said["forgiven"] > 0
+
+
+def test_an_ensemble_teaches_by_the_mean_of_its_members(run, tiny, training_data, tmp_path):
+    torch.manual_seed(3)
+    model = build(tiny, label_names=checkpoint.load(run).label_names)
+    checkpoint.save(tmp_path / "other", 1, model, model.state_dict(), facts={})
+    sources = {"a": checkpoint.find(run), "b": checkpoint.find(tmp_path / "other")}
+    members = {name: checkpoint.load(folder) for name, folder in sources.items()}
+    checkpoint.save_ensemble(tmp_path / "both", EnsembleTagger(members, [3, 1]), sources, facts={})
+    short(with_training(tiny, distill=0.5), training_data, tmp_path / "out", teacher=tmp_path / "both")
+    first = pq.read_table(tmp_path / "out" / "teacher.parquet").to_pylist()[0]
+    batch = collate([training_data.open(0)[0]], features=model.features)
+    with torch.inference_mode():
+        p, q = (torch.sigmoid(member.logits(batch))[0] for member in members.values())
+    expected = 0.75 * p + 0.25 * q
+    found = dict(zip(first["labels"], first["probabilities"], strict=True))
+    assert len(found) == 100
+    for label, probability in found.items():
+        assert probability == pytest.approx(expected[label].item(), rel=1e-5)
+
+
+def test_a_taught_run_goes_on_with_the_same_teacher_alone(run, tiny, training_data, tmp_path, monkeypatch):
+    recipe = with_training(tiny, distill=0.5, mixup=0.3)
+    torch.manual_seed(3)
+    other = build(tiny)
+    checkpoint.save(tmp_path / "other", 1, other, other.state_dict(), facts={})
+    short(recipe, training_data, tmp_path / "whole", teacher=run)
+    with pytest.raises(StopError):
+        short(recipe, training_data, tmp_path / "cut", teacher=run, on_event=stopping("checkpoint", 5))
+    kept = (tmp_path / "cut" / "teacher.parquet").read_bytes()
+    for wrong in (tmp_path / "other", answers(tmp_path / "t.parquet", training_data, np.zeros((100, 120)))):
+        with pytest.raises(DataError, match="was taught by other files"):
+            short(recipe, training_data, tmp_path / "cut", teacher=wrong, resume=True)
+    assert (tmp_path / "cut" / "teacher.parquet").read_bytes() == kept
+    with pytest.raises(RecipeError, match=r"training\.distill = 0\.5, now it is 0\.2"):
+        short(with_training(recipe, distill=0.2), training_data, tmp_path / "cut", teacher=run, resume=True)
+    monkeypatch.setattr("tagreel.teacher.predict", None)  # it is not asked again
+    short(recipe, training_data, tmp_path / "cut", teacher=run, resume=True)
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")
+
+
+def test_a_teacher_and_what_is_learnt_from_it_belong_together(run, tiny, training_data, tmp_path):
+    for recipe, teacher in (
+        (tiny, run),
+        (with_training(tiny, distill=0.5), None),
+        (with_training(tiny, forgive=0.1), None),
+    ):
+        with pytest.raises(RecipeError, match="give both or neither"):
+            short(recipe, training_data, tmp_path / "out", teacher=teacher)
+    for share in (-0.1, 1.1):
+        with pytest.raises(RecipeError, match=r"training\.distill is .*; expected 0 \(none\) to 1"):
+            with_training(tiny, distill=share)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_teacher_that_did_not_see_all_is_refused(pupil, two_pictures, tmp_path):
+    recipe = with_training(pupil, distill=0.5)
+    some = InMemory(list(two_pictures.shards[0].examples[:50]))
+    path = answers(tmp_path / "t.parquet", some, np.zeros((50, 3)))
+    with pytest.raises(DataError, match=r"t\.parquet: scores 50 videos, and there are 60 to train on"):
+        short(recipe, two_pictures, tmp_path / "out", teacher=path)
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(DataError, match="nowhere: cannot be read: "):
+        short(recipe, two_pictures, tmp_path / "out", teacher=nowhere)
+    nowhere.mkdir()
+    with pytest.raises(DataError, match="nowhere: holds no checkpoint"):
+        short(recipe, two_pictures, tmp_path / "out", teacher=nowhere)
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_branch_of_a_mixture_is_taught(pupil, two_pictures, tmp_path):
+    recipe = replace(with_training(pupil, distill=1.0), mixture=partial(Mixture, branches=2))
+    path = answers(tmp_path / "t.parquet", two_pictures, np.eye(3)[[i % 2 for i in range(60)]])
+    short(with_training(recipe, epochs=40), two_pictures, tmp_path / "out", teacher=path, log_every=100)
+    model = checkpoint.load(tmp_path / "out")
+    batch = collate([two_pictures.open(0)[i] for i in range(60)], features=model.features)
+    frames, masks = model.frames(batch.streams, batch.masks()), batch.masks()
+    for network in model.networks:
+        scores = torch.sigmoid(network.classify(network.pool(frames, masks)))
+        assert (scores.argmax(1) == torch.arange(60) % 2).float().mean() > 0.95
+        assert scores[:, 2].max() < 0.2
+
+
+def test_train_asks_a_teacher(run, shards, recipes_file, tmp_path, cli):
+    arguments = command(
+        f"{recipes_file}:stairs", shards, tmp_path / "out", "--teacher", str(run), "--steps", "6"
+    )
+    code, _, err = cli(*arguments, "--set", "training.distill=0.3", "--json")
+    assert code == 0, err
+    assert len(pq.read_table(tmp_path / "out" / "teacher.parquet")) == 100
+    code, _, err = cli(*arguments, "--resume")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "give both or neither" in err

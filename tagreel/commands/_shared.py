@@ -17,7 +17,7 @@ from tagreel.errors import RecipeError
 if TYPE_CHECKING:
     from tagreel.loop import Outcome
     from tagreel.model import Model
-    from tagreel.recipe import Recipe
+    from tagreel.recipe import Ensemble, Recipe
     from tagreel.report import Report
     from tagreel.source import Source
 
@@ -59,6 +59,10 @@ Validate = Annotated[
 Settings = Annotated[
     list[str],
     typer.Option("--set", metavar="PATH=VALUE", help="Change a setting: --set training.batch_size=256."),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Names of the classes: YouTube-8M's or AudioSet's CSV, or one a line."),
 ]
 Inference = Annotated[
     list[str],
@@ -103,21 +107,36 @@ def recipe_of(
     steps: int | None = None,
 ) -> Recipe:
     """The recipe of that name with the command line's settings."""
-    from dataclasses import replace
-
     from tagreel import recipe as recipes
 
-    look_here(trust)
-    recipe = recipes.find(name, trust=tuple(trust))
-    for setting in settings:
-        recipe = recipes.override(recipe, setting, trust=tuple(trust))
+    recipes.find(name, trust=tuple(trust))  # says so where it is an ensemble
+    found = recipe_or_ensemble(name, settings, trust, epochs=epochs, steps=steps)
+    assert isinstance(found, recipes.Recipe)
+    return found
+
+
+def recipe_or_ensemble(
+    name: str,
+    settings: Sequence[str],
+    trust: Sequence[str],
+    *,
+    epochs: float | None = None,
+    steps: int | None = None,
+) -> Recipe | Ensemble:
+    """What has that name, with the command line's settings; a length holds for every member."""
+    from tagreel import recipe as recipes
+
     if epochs is not None and steps is not None:
         raise RecipeError("--epochs and --steps both say how long; give one of them")
-    if epochs is not None:
-        return replace(recipe, training=replace(recipe.training, epochs=epochs, steps=None))
-    if steps is not None:
-        return replace(recipe, training=replace(recipe.training, steps=steps))
-    return recipe
+    look_here(trust)
+    found = recipes.find_any(name, trust=tuple(trust))
+    length = f"epochs={epochs}" if epochs is not None else f"steps={steps}" if steps is not None else ""
+    within = (
+        [f"members.{member}." for member in found.members] if isinstance(found, recipes.Ensemble) else [""]
+    )
+    for setting in [*settings, *(f"{member}training.{length}" for member in within if length)]:
+        found = recipes.override(found, setting, trust=tuple(trust))
+    return found
 
 
 def end_training(
@@ -200,19 +219,27 @@ def report_on(
     threads: int = 1,
     skip_damaged: int = 0,
     settings: Sequence[str] = (),
+    label_names: Sequence[str] | None = None,
     trust: tuple[str, ...] = (),
     best: dict[str, float] | None = None,
     damaged: list[str] | None = None,
 ) -> Report:
-    """Evaluate a run's checkpoint; `damaged` takes what was left out."""
+    """Evaluate a run's checkpoint, or predictions of `label_names`; `damaged` takes what was left out."""
     from tagreel.checkpoint import facts, find
     from tagreel.evaluate import evaluate as evaluate_model
     from tagreel.evaluate import make_report, scoring_loader
     from tagreel.log import read_log
+    from tagreel.recorded import Recorded
     from tagreel.runtime import pick_device
 
-    folder = find(run, checkpoint)
-    model = model_of(folder, checkpoint, device, trust, settings)
+    model: Model
+    if run.is_file():
+        folder, known = run, {}
+        model = Recorded(run, label_names=label_names or source.label_names)
+    else:
+        folder = find(run, checkpoint)
+        known = facts(folder)
+        model = model_of(folder, checkpoint, device, trust, settings)
     loader = scoring_loader(model, source, batch_size=batch_size, threads=threads, skip_damaged=skip_damaged)
     with progress("evaluating", len(source)) as advance:
         result = evaluate_model(model, loader, device=pick_device(device), on_batch=advance)
@@ -224,7 +251,7 @@ def report_on(
         title=title,
         data=source,
         checkpoint=folder,
-        facts=facts(folder),
+        facts=known,
         log=read_log(run),
         best=best,
     )

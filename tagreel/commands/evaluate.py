@@ -14,8 +14,8 @@ from tagreel.commands._shared import (
     Device,
     Inference,
     Json,
+    Labels,
     NoCrc,
-    Run,
     SkipDamaged,
     Threads,
     Trust,
@@ -29,9 +29,17 @@ from tagreel.commands._shared import (
 
 
 def evaluate(
-    run: Run,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A run, a model or an ensemble; or a file of anyone's predictions."
+        ),
+    ],
     data: Data,
-    report: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Default: RUN/report.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Default: RUN/report, FILE.report.")
+    ] = None,
+    labels: Labels = None,
     checkpoint: Checkpoint = "best",
     settings: Inference = [],  # noqa: B006
     batch_size: BatchSize = None,
@@ -43,13 +51,15 @@ def evaluate(
     trust: Trust = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
-    """Score a trained tagger, with a page of pictures.
+    """Score a trained tagger, or predictions, with a page of pictures.
 
     GAP@20, mAP, Hit@1, PERR, calibration, and the average precision of every class.
 
     map is over all scores and leaves out classes without positives; map_top20 is the YouTube-8M starter
     code's: only each video's 20 highest scores, and classes without positives count 0.
     """
+    from tagreel.vocabulary import read_label_names
+
     say = printer(as_json)
     source = source_of(data, check_crc=not no_crc, whole_videos=whole_videos, say=say)
     title = f"{run.resolve().name} on {', '.join(Path(path).name for path in data)}"
@@ -64,14 +74,16 @@ def evaluate(
         threads=threads,
         skip_damaged=skip_damaged,
         settings=settings,
+        label_names=read_label_names(labels) if labels is not None else None,
         trust=tuple(trust),
         say=say,
         damaged=damaged,
     )
     say(found.text())
     list_damaged(say, damaged)
-    folder = report or run / "report"
+    folder = report or (run.with_name(f"{run.name}.report") if run.is_file() else run / "report")
     found.write(folder)
     say(f"\nwrote {folder / 'report.html'} and {folder / 'report.json'}")
-    say(f"next: tagreel predict {run} --data SRC --out tags.parquet")
+    if run.is_dir():
+        say(f"next: tagreel predict {run} --data SRC --out tags.parquet")
     finish(as_json, {**found.metrics, "videos": found.videos, "damaged": len(damaged), "report": str(folder)})

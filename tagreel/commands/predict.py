@@ -35,9 +35,19 @@ def predict(
     data: Data,
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE", help=".parquet, .jsonl, or .csv (YouTube-8M's submission format)."),
+        typer.Option(metavar="FILE", help=".parquet, .jsonl, or .csv (YouTube-8M's submission formats)."),
     ],
-    top_k: Annotated[int, typer.Option(min=1, help="Tags a video.")] = 20,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Tags a video, 20 by default.")] = None,
+    only: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Choose from the classes in this file, one id a line.")
+    ] = None,
+    segments: Annotated[
+        int | None,
+        typer.Option(metavar="FRAMES", min=1, help="Tag each part of a video of so many frames on its own."),
+    ] = None,
+    per_class: Annotated[
+        int | None, typer.Option(min=1, help="Segments a class in a ranking, 100,000 by default.")
+    ] = None,
     checkpoint: Checkpoint = "best",
     settings: Inference = [],  # noqa: B006
     batch_size: BatchSize = None,
@@ -51,26 +61,57 @@ def predict(
 ) -> None:
     """Write the most probable tags of every video to a file.
 
-    One row a video, with names and probabilities, in the order of the input.
+    One row a video, with names and probabilities, in the order of the input. .csv is the submission file of
+    YouTube-8M's challenges of 2017 and 2018.
+
+    --segments 5 cuts videos into parts of five frames, as the challenge of 2019 did, and tags each as a video
+    named video:start. There .csv is that year's ranking: for each class the segments that show it, the best
+    first. Give that year's 1,000 classes with --only: what may still get into the ranking of a class is kept
+    in memory and beside FILE, 8 bytes a segment and class, of up to 150,000 segments a class in memory.
 
     A run that was killed goes on where it was when the command is given again.
+
+    Example: tagreel predict tagreel-demo/run --data tagreel-demo/data/test* --segments 5 --out best.csv
     """
     from tagreel.evaluate import scoring_loader
+    from tagreel.predict import TOP_K, read_classes
     from tagreel.predict import predict as predict_all
     from tagreel.runtime import pick_device
 
     say = printer(as_json)
-    source = source_of(data, check_crc=not no_crc, whole_videos=whole_videos, say=say)
+    whole = segments is not None
+    source = source_of(data, check_crc=not no_crc, whole_videos=whole_videos or whole, say=say)
     target = pick_device(device)
     model = model_of(run, checkpoint, device, tuple(trust), settings)
-    loader = scoring_loader(model, source, batch_size=batch_size, threads=threads, skip_damaged=skip_damaged)
+    classes = None if only is None else read_classes(only, classes=model.classes)
+    loader = scoring_loader(
+        model, source, batch_size=batch_size, threads=threads, skip_damaged=skip_damaged, whole=whole
+    )
     began = time.perf_counter()
     with progress("tagging", len(source)) as advance:
-        result = predict_all(model, loader, out, device=target, top_k=top_k, on_batch=advance)
+        result = predict_all(
+            model,
+            loader,
+            out,
+            device=target,
+            top_k=top_k,
+            only=classes,
+            segments=segments,
+            per_class=per_class,
+            on_batch=advance,
+        )
     seconds = time.perf_counter() - began
     if result.resumed:
         say(f"an earlier run had left {result.resumed:,} rows")
-    rate = (result.videos - result.resumed) / seconds
-    say(f"wrote {out}: {result.videos:,} videos × {min(top_k, model.classes)} tags   {rate:,.0f} videos/s")
+    chosen = model.classes if classes is None else len(classes)
+    videos = len(source) - len(result.damaged)
+    what = f"{videos:,} videos" if not whole else f"{result.rows:,} segments of {videos:,} videos"
+    if whole and out.suffix == ".csv":
+        what += f", the best of them for each of {chosen:,} classes"
+    else:
+        what += f" × {min(top_k or TOP_K, chosen)} tags"
+    rate = (result.rows - result.resumed) / seconds
+    say(f"wrote {out}: {what}   {rate:,.0f} {'segments' if whole else 'videos'}/s")
     list_damaged(say, result.damaged)
-    finish(as_json, {"out": str(out), "videos": result.videos, "damaged": len(result.damaged)})
+    found = {"out": str(out), "videos": videos, "damaged": len(result.damaged)}
+    finish(as_json, found | ({"segments": result.rows} if whole else {}))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,12 +31,17 @@ from tagreel.commands._shared import (
     ValidateEvery,
     WholeVideos,
     end_training,
+    finish,
+    list_damaged,
     printer,
-    recipe_of,
+    recipe_or_ensemble,
     source_of,
 )
-from tagreel.display import training_lines
-from tagreel.errors import DataError
+from tagreel.display import progress, training_lines
+from tagreel.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from tagreel.recipe import Ensemble
 
 
 def train(
@@ -55,9 +61,9 @@ def train(
     teacher: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
-            help="A teacher's predictions on --data (.parquet); the loss leaves out its likeliest "
-            "negatives, of each class the share training.forgive.",
+            metavar="MODEL",
+            help="A trained model or ensemble to learn from, by training.distill or training.forgive; or a "
+            "file of its predictions on --data.",
         ),
     ] = None,
     labels: Annotated[
@@ -79,21 +85,60 @@ def train(
     trust: Trust = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
-    """Train a recipe on feature files.
+    """Train a recipe, or every member of an ensemble, on feature files.
+
+    A small model often becomes better when it learns from a large one, or from an ensemble: labels only say
+    yes or no, and some are missing; a teacher says how likely each tag is. With --teacher MODEL and --set
+    training.distill=0.5 what is learnt is half the labels and half the teacher's probabilities. The teacher
+    is asked about --data once, into RUN/teacher.parquet, which holds its 100 best tags of every video. With
+    --set training.forgive=0.01 the one in a hundred of each tag's negatives that the teacher believes in most
+    are not held against the model.
 
     Example: tagreel train audioset-mean-std --data train/ --validate dev/ --labels class_labels_indices.csv
     --out runs/first
+
+    Example of a small model that learns from a large one: tagreel train smoke --data tagreel-demo/data/train*
+    --teacher tagreel-demo/run --set training.distill=0.5 --set streams.rgb.pool.clusters=4 --set
+    streams.audio.pool.clusters=4 --set body.1.width=32 --out tagreel-demo/student
     """
     from tagreel.memory import available, estimate
+    from tagreel.recipe import Ensemble
     from tagreel.runtime import pick_device
     from tagreel.train import known_label_names, settle
     from tagreel.train import train as train_recipe
     from tagreel.vocabulary import read_label_names
 
     say = printer(as_json)
-    chosen = recipe_of(recipe, settings, trust, epochs=epochs, steps=steps)
+    chosen = recipe_or_ensemble(recipe, settings, trust, epochs=epochs, steps=steps)
     source = source_of(data, check_crc=not no_crc, whole_videos=whole_videos, say=say)
     names = read_label_names(labels) if labels is not None else None
+    options: dict[str, Any] = {
+        "data": source,
+        "validation": source_of(validate, check_crc=not no_crc, whole_videos=whole_videos, say=say)
+        if validate
+        else None,
+        "out": out,
+        "label_names": names,
+        "seed": seed,
+        "device": device,
+        "resume": resume,
+        "threads": threads,
+        "validate_every": validate_every,
+        "save_minutes": save_minutes,
+        "keep": keep,
+        "log_every": log_every,
+        "skip_damaged": skip_damaged,
+        "tensorboard": tensorboard,
+        "trust": tuple(trust),
+    }
+    if isinstance(chosen, Ensemble):
+        if start_from is not None or teacher is not None:
+            raise RecipeError(
+                f"{recipe} is an ensemble; --start-from and --teacher are for one recipe, such as its member "
+                f"{next(iter(chosen.members))}"
+            )
+        _train_ensemble(chosen, options, say, as_json)
+        return
     target = pick_device(device)
     needed = ""
     with suppress(DataError):  # where nothing can be read, training says so
@@ -101,33 +146,21 @@ def train(
         needed = estimate(settled, source.first(), device=target).text(available(target))
     show = training_lines(say)
 
+    bar = ExitStack()
+
     def on_event(row: dict[str, Any]) -> None:
-        if row["event"] == "start" and needed:
-            say(needed)
+        if row["event"] == "start":
+            bar.close()
+            if needed:
+                say(needed)
         show(row)
 
-    outcome = train_recipe(
-        chosen,
-        data=source,
-        validation=source_of(validate, check_crc=not no_crc, whole_videos=whole_videos, say=say)
-        if validate
-        else None,
-        out=out,
-        label_names=names,
-        seed=seed,
-        device=device,
-        resume=resume,
-        start_from=start_from,
-        teacher=teacher,
-        threads=threads,
-        validate_every=validate_every,
-        save_minutes=save_minutes,
-        keep=keep,
-        log_every=log_every,
-        skip_damaged=skip_damaged,
-        tensorboard=tensorboard,
-        on_event=on_event,
-    )
+    with bar:
+        asks = teacher is not None and teacher.is_dir()
+        advance = bar.enter_context(progress("asking the teacher", len(source))) if asks else None
+        outcome = train_recipe(
+            chosen, start_from=start_from, teacher=teacher, on_event=on_event, on_asked=advance, **options
+        )
     end_training(
         outcome,
         out,
@@ -138,3 +171,20 @@ def train(
             f"tagreel predict {out} --data SRC --out tags.parquet",
         ),
     )
+
+
+def _train_ensemble(
+    ensemble: Ensemble, options: dict[str, Any], say: Callable[[str], None], as_json: bool
+) -> None:
+    from tagreel.train_ensemble import runs_of, train_ensemble
+
+    out = options["out"]
+    outcome = train_ensemble(ensemble, **options, on_event=training_lines(say))
+    list_damaged(say, [str(error) for error in outcome.damaged])
+    if outcome.interrupted:
+        say(f"stopped, saved in {runs_of(out)}; go on with the same command and --resume")
+        finish(as_json, {"run": str(out), "interrupted": True})
+        raise typer.Exit(130)
+    say(f"\ndone: {out}, {len(outcome.members)} members; their runs are in {runs_of(out)}")
+    say(f"next: tagreel evaluate {out} --data SRC")
+    finish(as_json, {"run": str(out), "members": outcome.members, "damaged": len(outcome.damaged)})

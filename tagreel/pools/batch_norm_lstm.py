@@ -71,7 +71,7 @@ class _Cell(nn.Module):
 
     def weights(self) -> States:
         of_state = self.kernel[:, self.dim :]
-        if self.training:
+        if self.state_norm.training:  # which may be so while the rest is not, to take statistics anew
             return (of_state,)
         return of_state, *self.state_norm.scale_and_shift(), *self.memory_norm.scale_and_shift()
 

@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 import torch
 
-from tagreel.errors import RecipeError
 from tagreel.heads.chained_experts import ChainedExperts
 from tagreel.layers.mixture import Mixture
+from tagreel.loader import Loader
 from tagreel.model import build, count_parameters
 
 
@@ -51,7 +51,7 @@ def test_the_loss_is_that_of_the_equations(temperature):
                 p = torch.exp(mixed[b] / temperature) / torch.exp(mixed[b] / temperature).sum()
                 q = torch.exp(branch[b] / temperature) / torch.exp(branch[b] / temperature).sum()
                 expected = expected + temperature**2 * (p * torch.log(p / q)).sum() / 4
-    found = mixture.total_loss(loss_of(mixed), loss_of)
+    found = mixture.total_loss(loss_of(mixed), [loss_of] * 3)
     torch.testing.assert_close(found, expected)
     sources = [*logits, mixture.gate.weight]  # no gradient is stopped, the gate learns from the teacher too
     ours = torch.autograd.grad(found, sources, retain_graph=True)
@@ -60,8 +60,6 @@ def test_the_loss_is_that_of_the_equations(temperature):
 
 
 def test_a_tagger_of_branches_is_the_gated_sum_of_its_networks(tiny, training_data):
-    from tagreel.loader import Loader
-
     torch.manual_seed(0)
     model = build(replace(tiny, mixture=partial(Mixture, branches=2))).eval()
     alone = build(tiny).eval()
@@ -84,12 +82,71 @@ def test_parameters_are_those_of_the_branches_and_the_gate(tiny):
     assert count_parameters(replace(tiny, mixture=partial(Mixture))) == 3 * one + 2 * 18 + 18 * 3 + 3
 
 
-def test_a_head_with_losses_of_its_own_is_refused(tiny):
-    with pytest.raises(RecipeError, match="mixture: ChainedExperts adds losses of its own"):
-        build(replace(tiny, head=partial(ChainedExperts), mixture=partial(Mixture)))
+def test_a_branch_brings_the_losses_of_its_own_head(tiny, training_data):
+    """Each branch's loss is what it would be alone, its supports included; the mixture's own has none."""
+    torch.manual_seed(0)
+    recipe = replace(tiny, head=partial(ChainedExperts, links=2, width=4, support=0.3))
+    model = build(replace(recipe, mixture=partial(Mixture, branches=2, temperature=0.0)))
+    alone = build(recipe)
+    batch = Loader(training_data, features=model.features, classes=120, batch_size=4).batch(0, 0)
+    expected, loss_of = torch.zeros(()), torch.Tensor.square
+    logits = model.logits(batch)
+    found = model.with_further_losses(loss_of(logits).sum(), lambda z: loss_of(z).sum())
+    for branch in model.branches:
+        alone.load_state_dict(branch.state_dict())
+        own = alone.logits(batch)
+        supports = list(alone.head._supports)
+        assert len(supports) == 2
+        expected = expected + 0.7 * loss_of(own).sum() + 0.3 * sum(loss_of(z).sum() for z in supports)
+    torch.testing.assert_close(found, expected + loss_of(logits).sum())
 
 
-@pytest.mark.parametrize("options", [{"branches": 1}, {"temperature": -1.0}])
-def test_what_cannot_be_is_refused(options):
-    with pytest.raises(ValueError, match="expected 2 or more branches"):
+@pytest.mark.parametrize("gate", ["frames", "padded", "features"])
+def test_the_gate_reads_what_it_is_told_to(gate, tiny, training_data):
+    torch.manual_seed(0)
+    model = build(replace(tiny, mixture=partial(Mixture, branches=2, gate=gate)))
+    batch = Loader(training_data, features=model.features, classes=120, batch_size=4).batch(0, 0)
+    lengths = batch.num_frames["rgb"].tolist()
+    assert len(set(lengths)) > 1
+    rows = []
+    for b, n in enumerate(lengths):
+        frames = [
+            [float(q) * 4 / 255 + 4 / 512 - 2 for name in ("rgb", "audio") for q in batch.streams[name][b, t]]
+            for t in range(n)
+        ]
+        if gate == "features":
+            rows.append([sum(frame) / 18 for frame in frames] + [0.0] * (300 - n))
+        else:
+            divisor = n if gate == "frames" else 300
+            rows.append([sum(column) / divisor for column in zip(*frames, strict=True)])
+    seen = torch.tensor(rows)
+    assert seen.shape == (4, model.mixture.gate.in_features)
+    model.eval()
+    model.mixture.norm.running_mean.normal_()
+    frames = model.frames(batch.streams, batch.masks())
+    logits = [network.classify(network.pool(frames, batch.masks())) for network in model.networks]
+    normed = (seen - model.mixture.norm.running_mean) / (1 + 1e-3) ** 0.5
+    share = (normed @ model.mixture.gate.weight.T).softmax(-1)
+    expected = share[:, :1] * logits[0] + share[:, 1:] * logits[1]
+    torch.testing.assert_close(model.logits(batch), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_longer_video_is_cut_where_the_authors_cut_it(tiny):
+    frames = {"rgb": torch.arange(310.0)[None, :, None].expand(1, 310, 2)}
+    masks = {"rgb": torch.ones(1, 310, dtype=torch.bool)}
+    assert torch.equal(Mixture(2, gate="features").look(frames, masks)[0], torch.arange(300.0))
+    assert torch.equal(Mixture(2, gate="padded").look(frames, masks)[0], torch.full((2,), 149.5))
+    assert torch.equal(Mixture(2).look(frames, masks)[0], torch.full((2,), 154.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"branches": 1}, "2 or more branches"),
+        ({"temperature": -1.0}, "2 or more branches"),
+        ({"gate": "rows"}, "frames, padded or features"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, expected):
+    with pytest.raises(ValueError, match=f"expected {expected}"):
         Mixture(6, **options)

@@ -32,6 +32,10 @@ SETTINGS = {
     "thu-prototype": ("Adam", 1e-3, 0.95, 4_000_000, 128, 10.0, 1e-8, 1e-5),
 }
 
+# Those of the final ensemble that pool frames; its others are video-level models, as the "cmu-m" of table 1.
+FRAME_MEMBERS = (1, 2, 3, 8, 12, 15, 21, 22, 24, 25, 26, 28, 30, 32, 33, 34)
+SETTINGS |= {f"cmu-m{number:02}": SETTINGS["cmu-"] for number in FRAME_MEMBERS}
+
 
 def _settings(name):
     fitting = [prefix for prefix in SETTINGS if name.startswith(prefix)]

@@ -9,7 +9,9 @@ ten in training and of five in prediction. The first four rows were trained on t
 on validate too. What the paper leaves open follows the authors' code, github.com/taufikxu/youtube: two layers
 of 1,024, or of 1,024 and 768 with layer norm, and gradients clipped at 10. Its crops of picture and sound
 start apart (`--set sampling.aligned=false`), ours together; its readout at the thirds takes the last one
-twice and the first never, and from the forward direction alone. Not trained by us at this size.
+twice and the first never, and from the forward direction alone. An ensemble is the mean of predictions, one a
+crop, each cut to its 20 best tags; the paper does not list the 36, but 5 cropped models × 7 starts and one on
+all frames make as many. Not trained by us at this size.
 """
 
 from collections.abc import Mapping
@@ -20,13 +22,14 @@ from torch.optim import Adam
 
 from tagreel.heads.logistic import Logistic
 from tagreel.heads.mixture_of_experts import MixtureOfExperts
+from tagreel.inference import MultiCrop
 from tagreel.layers.l2_norm import L2Norm
 from tagreel.losses.cross_entropy import CrossEntropy
 from tagreel.pools.late_fusion_lstm import LateFusionLSTM
 from tagreel.pools.layer_norm_lstm import LayerNormLSTM
 from tagreel.pools.lstm import LSTM
 from tagreel.pools.mean import Mean
-from tagreel.recipe import About, Part, Recipe, Stream, Training
+from tagreel.recipe import About, Ensemble, Part, Recipe, Stream, Training
 from tagreel.sampling import AllFrames, Crop
 from tagreel.schedule import Staircase
 
@@ -193,4 +196,58 @@ thu_lstm_late_lr = replace(
         )
     },
     head=partial(Logistic),
+)
+
+
+def _crops(model: Recipe, starts: int) -> Recipe:
+    return replace(model, inference=partial(MultiCrop, starts=starts))
+
+
+# One crop of all frames: cut to its best tags, as each of the others is.
+_uncropped = replace(thu_bilstm_moe_full, inference=partial(MultiCrop, starts=1, stride=1, frames=300))
+
+thu_ens16 = Ensemble(
+    about=About(
+        summary="16 predictions: 3 cropped models from 5 starts each, one on all frames",
+        paper="arXiv 1706.09274, table 2",
+        published=_published(0.83477, 0.83470),
+        checked="parameter counts",
+    ),
+    members={
+        "thu-bilstm-lr-ln": _crops(thu_bilstm_lr_ln, 5),
+        "thu-bilstm-moe": _crops(thu_bilstm_moe, 5),
+        "thu-bilstm-moe-attn": _crops(thu_bilstm_moe_attn, 5),
+        "thu-bilstm-moe-full": _uncropped,
+    },
+    weights={
+        "thu-bilstm-lr-ln": 5,
+        "thu-bilstm-moe": 5,
+        "thu-bilstm-moe-attn": 5,
+        "thu-bilstm-moe-full": 1,
+    },
+)
+
+thu_ens36 = Ensemble(
+    about=About(
+        summary="36 predictions: 5 cropped models from 7 starts each, one on all frames; tenth place of 2017",
+        paper="arXiv 1706.09274, table 2",
+        published=_published(0.83670, 0.83662),
+        checked="parameter counts; the paper does not list the predictions",
+    ),
+    members={
+        "thu-bilstm-lr-ln": _crops(thu_bilstm_lr_ln, 7),
+        "thu-bilstm-moe": _crops(thu_bilstm_moe, 7),
+        "thu-bilstm-moe-attn": _crops(thu_bilstm_moe_attn, 7),
+        "thu-lstm-lr-ln": _crops(thu_lstm_lr_ln, 7),
+        "thu-lstm-late-lr": _crops(thu_lstm_late_lr, 7),
+        "thu-bilstm-moe-full": _uncropped,
+    },
+    weights={
+        "thu-bilstm-lr-ln": 7,
+        "thu-bilstm-moe": 7,
+        "thu-bilstm-moe-attn": 7,
+        "thu-lstm-lr-ln": 7,
+        "thu-lstm-late-lr": 7,
+        "thu-bilstm-moe-full": 1,
+    },
 )
