@@ -3,7 +3,8 @@
     python benchmarks/published_sizes.py [RECIPE ...]
 
 Random frames, 4 videos of 20 to 30 seconds, on the CPU; each model in a process of its own, whose peak memory
-is read, and recipes that share a model once. What a whole batch needs besides, `tagreel train` says.
+is read, and recipes that share a model once. What a whole batch needs besides, `tagreel train` says. Finished
+rows are noted in docs/results/published_sizes.json and not run again.
 """
 
 from __future__ import annotations
@@ -13,17 +14,30 @@ import multiprocessing
 import resource
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from tagreel.batch import Example
+from tagreel.checkpoint import write_json
 from tagreel.loader import collate
 from tagreel.model import build
 from tagreel.optimization import Optimization
 from tagreel.recipe import find, names, to_json
 from tagreel.train import training_loss
+
+RESULTS = Path("docs/results/published_sizes.json")
+TEXT = """# One training step of every published model at its published size
+
+Four videos of random frames, forward, backward and one step of the recipe's optimizer on one CPU core beside
+other work: that each model builds, fits and learns at the size that its paper has. Seconds and peak memory
+are those of building it and the step; a loss is the sum over all classes of a model that has just been made.
+Recipes that share a model, and differ in training or inference alone, share a row.
+
+    python benchmarks/published_sizes.py
+"""
 
 
 def step(name: str) -> dict[str, Any]:
@@ -57,21 +71,32 @@ def model_of(name: str) -> str:
 
 
 def main() -> None:
-    """Print the table."""
-    chosen: dict[str, str] = {}
+    """Run what is missing, print the table, and write it."""
+    chosen: dict[str, list[str]] = {}
     for name in sys.argv[1:] or names():
-        chosen.setdefault(model_of(name), name)
-    print(f"{'recipe':<34} {'parameters':>12} {'loss':>10} {'seconds':>8} {'GB':>6}")
+        chosen.setdefault(model_of(name), []).append(name)
+    noted: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     context = multiprocessing.get_context("spawn")
-    for name in chosen.values():
+    for shared in chosen.values():
+        if shared[0] in noted:
+            continue
         with context.Pool(1) as pool:
-            row = pool.apply(step, (name,))
-        print(
-            f"{row['recipe']:<34} {row['parameters']:>12,} {row['loss']:>10.2f} {row['seconds']:>8.1f} "
-            f"{row['gigabytes']:>6.1f}",
-            flush=True,
-        )
+            row = pool.apply(step, (shared[0],))
         assert np.isfinite(row["loss"]), json.dumps(row)
+        noted[shared[0]] = row | {"same": shared[1:]}
+        write_json(RESULTS, noted)
+        print(line(noted[shared[0]]), flush=True)
+    table = [
+        "| recipe | parameters | loss | seconds | GB | the same model |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    RESULTS.with_suffix(".md").write_text("\n".join([TEXT, *table, *map(line, noted.values())]) + "\n")
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    numbers = f"{row['parameters']:,} | {row['loss']:,.1f} | {row['seconds']:.1f} | {row['gigabytes']:.1f}"
+    return f"| `{row['recipe']}` | {numbers} | {', '.join(f'`{name}`' for name in row['same'])} |"
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "Batch": "tagreel.batch",
     "DataError": "tagreel.errors",
+    "Ensemble": "tagreel.recipe",
     "Example": "tagreel.batch",
     "Loader": "tagreel.loader",
+    "Model": "tagreel.model",
     "Recipe": "tagreel.recipe",
     "RecipeError": "tagreel.errors",
     "Source": "tagreel.source",
@@ -29,8 +31,10 @@ _HOMES = {
 __all__ = [
     "Batch",
     "DataError",
+    "Ensemble",
     "Example",
     "Loader",
+    "Model",
     "Recipe",
     "RecipeError",
     "Source",
@@ -45,8 +49,8 @@ if TYPE_CHECKING:
     from tagreel.checkpoint import load
     from tagreel.errors import DataError, RecipeError
     from tagreel.loader import Loader
-    from tagreel.model import Tag, Tagger, build
-    from tagreel.recipe import Recipe
+    from tagreel.model import Model, Tag, Tagger, build
+    from tagreel.recipe import Ensemble, Recipe
     from tagreel.source import Source
 
 

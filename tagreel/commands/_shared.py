@@ -39,7 +39,7 @@ NoCrc = Annotated[bool, typer.Option("--no-crc", help="Do not verify checksums."
 WholeVideos = Annotated[
     bool, typer.Option("--whole-videos", help="Read rated segments (YouTube-8M 2019) as whole videos.")
 ]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that `tagreel train` wrote.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run, a model or an ensemble: the folder.")]
 Checkpoint = Annotated[str, typer.Option(help="best, last, or step-N.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Videos at once; default: the recipe's.")]
 Trust = Annotated[
