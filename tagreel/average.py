@@ -16,8 +16,6 @@ variables alone.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from typing import Literal
 
 import torch
 
-from tagreel.checkpoint import check_new, checkpoints, facts, load_tagger, save
+from tagreel.checkpoint import check_new, checkpoints, facts, load_tagger, save_model
 from tagreel.errors import DataError, RecipeError
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
 from tagreel.loader import Loader
@@ -115,10 +113,7 @@ def average(
     noted |= {"averaged": steps, "validation": None, "batch_norm": batch_norm}
     if data is not None:
         noted["batch_norm"] = {"data": [str(path) for path in data.paths], "videos": seen}
-    # A folder of checkpoints with one in it, whose name then changes.
-    partial_out = out.with_name(out.name + ".partial")
-    os.replace(save(partial_out, steps[-1], model, model.state_dict(), facts=noted), out)
-    shutil.rmtree(partial_out)
+    save_model(out, model, facts=noted)
     return Averaged(out, steps, seen, damaged)
 
 

@@ -93,6 +93,26 @@ def save(
     `facts` are kept with the model for whoever reads it (step, scores, data).
     """
     folder = run / "checkpoints" / f"step-{step:08d}"
+    partial = _written(folder, model, weights, facts)
+    if training is not None:
+        write_tensors(partial / "training.safetensors", training)
+        write_json(partial / "training.json", position)
+    if folder.exists():
+        _remove(folder)
+    os.replace(partial, folder)
+    _flush(folder.parent)
+    return folder
+
+
+def save_model(out: Path, model: Tagger, *, facts: Mapping[str, Any]) -> None:
+    """Write a tagger to the folder `out`, with `facts` as `save` does; raises `RecipeError` if it exists."""
+    check_new(out)
+    os.replace(_written(out, model, model.state_dict(), facts), out)
+    _flush(out.parent)
+
+
+def _written(folder: Path, model: Tagger, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
+    """The folder of a model under a name that nobody reads, yet to be renamed to `folder`."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -107,14 +127,7 @@ def save(
     }
     write_json(partial / "model.json", description)
     write_tensors(partial / "model.safetensors", weights)
-    if training is not None:
-        write_tensors(partial / "training.safetensors", training)
-        write_json(partial / "training.json", position)
-    if folder.exists():
-        _remove(folder)
-    os.replace(partial, folder)
-    _flush(folder.parent)
-    return folder
+    return partial
 
 
 def save_ensemble(

@@ -8,12 +8,10 @@ too: Lin, Xiao, Fan, "NeXtVLAD", 2018, arXiv 1811.05014, table 2, first row.
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tagreel.checkpoint import check_new, facts, find, load_tagger, save
+from tagreel.checkpoint import check_new, facts, find, load_tagger, save_model
 from tagreel.errors import RecipeError
 from tagreel.model import build
 from tagreel.recipe import Recipe
@@ -54,10 +52,7 @@ def extract_branch(
     noted = facts(folder)
     # The scores of the mixture's validation are not this model's.
     noted |= {"branch": branch, "validation": None}
-    # A folder of checkpoints with one in it, whose name then changes.
-    partial_out = out.with_name(out.name + ".partial")
-    os.replace(save(partial_out, noted.get("step", 0), model, model.state_dict(), facts=noted), out)
-    shutil.rmtree(partial_out)
+    save_model(out, model, facts=noted)
     counts = [sum(p.numel() for p in found.parameters()) for found in (model, mixture)]
     return Extracted(out, *counts)
 

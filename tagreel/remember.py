@@ -11,8 +11,6 @@ that it remembers it looks far better than it is, since each of them finds itsel
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tagreel.checkpoint import facts, find, load_tagger, save
+from tagreel.checkpoint import check_new, facts, find, load_tagger, save_model
 from tagreel.errors import DataError, RecipeError
 from tagreel.evaluate import check_names, scoring_loader
 from tagreel.layers.neighbours import Neighbours
@@ -66,8 +64,7 @@ def remember(
     `neighbours`, `sharpness` and `share` are those of `Neighbours`. Raises `RecipeError` when `out` exists or
     the model cannot have a memory, `DataError` when the data have no labels or not those of the model.
     """
-    if out.exists():
-        raise RecipeError(f"--out {out}: exists; expected the name of a new folder")
+    check_new(out)
     place, folder = pick_device(device), find(run, checkpoint)
     model = load_tagger(folder, device=place, trust=trust)
     if model.recipe.memory is not None:
@@ -89,10 +86,7 @@ def remember(
 
     noted = facts(folder)
     noted["remembers"] = {"data": [str(path) for path in data.paths], "videos": len(hidden)}
-    # A folder of checkpoints with one in it, whose name then changes.
-    partial_out = out.with_name(out.name + ".partial")
-    os.replace(save(partial_out, noted.get("step", 0), model, model.state_dict(), facts=noted), out)
-    shutil.rmtree(partial_out)
+    save_model(out, model, facts=noted)
     return Remembered(
         path=out,
         videos=len(hidden),
