@@ -23,6 +23,8 @@ _PAGE = Template("""<!doctype html>
 <title>$title</title>
 <style>
 $style
+.wide { overflow-x: auto; }
+.wide :is(td, th):nth-child(2) { text-align: left; }
 </style>
 </head>
 <body>
@@ -30,7 +32,7 @@ $style
 <h1>$title</h1>
 $notes
 <figure>$picture</figure>
-<table class="classes">$rows</table>
+<div class="wide"><table class="classes">$rows</table></div>
 </main>
 </body>
 </html>
