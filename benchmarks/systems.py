@@ -103,7 +103,6 @@ def audioset() -> dict[str, Member]:
         "small": Member(small),
         "small-mix3-t0": Member(replace(small, mixture=partial(Mixture, branches=3, temperature=0.0))),
         "small-mix3-t3": Member(replace(small, mixture=partial(Mixture, branches=3, temperature=3.0))),
-        "nextvlad-1": Member(nextvlad, seed=1),
     }
 
 
@@ -223,8 +222,14 @@ class Steps:
         return folder
 
 
-def take_steps(steps: Steps, pool: list[str], *, raw: str, drawn: str | None) -> None:
-    """Every way of making more of the same models, from one model to systems of all."""
+def take_steps(
+    steps: Steps, pool: list[str], *, raw: str, drawn: str | None, student: str, pair: tuple[str, ...] = ()
+) -> None:
+    """Every way of making more of the same models, from one model to systems of all.
+
+    `raw` was trained without averaged weights, `drawn` with random frames; `student` learns from the greedy
+    ensemble, and a `pair` is small enough for a system of a few megabytes.
+    """
     for name in steps.members:
         steps.score("single models", name, steps.folder(name))
     best = max(pool, key=lambda name: steps.noted[name][steps.by])
@@ -266,14 +271,19 @@ def take_steps(steps: Steps, pool: list[str], *, raw: str, drawn: str | None) ->
     steps.score("systems", "greedy, remembering models among them", system)
 
     greedy = steps.out / "made" / "ensemble-greedy"
-    small = steps.members["small"].recipe
+    alone_recipe = steps.members[student].recipe
+    light = [steps.folder(student)]
     for share in (0.5, 0.9):
-        student = replace(small, training=replace(small.training, distill=share))
+        taught = replace(alone_recipe, training=replace(alone_recipe.training, distill=share))
         folder = steps.out / "members" / f"student-{share}"
-        train(student, data=steps.learn, out=folder, teacher=greedy, resume=True, keep=1, log_every=1 << 30)
-        steps.score("students", f"small, taught by greedy, {share} of the target", find(folder))
+        train(taught, data=steps.learn, out=folder, teacher=greedy, resume=True, keep=1, log_every=1 << 30)
+        light.append(find(folder))
+        steps.score("students", f"{student}, {share:.0%} taught by the greedy ensemble", light[-1])
 
-    for name, folder in (("system", system), ("small", steps.folder("small"))):
+    compressed = {"system": system, student: light[0], "student 50%": light[1], "student 90%": light[2]}
+    if len(pair) > 1:
+        compressed[" and ".join(pair)] = fitted("light", "uniform", [_run(steps, name) for name in pair])
+    for name, folder in compressed.items():
         model = load(folder)
         loader = scoring_loader(model, steps.dev, batch_size=256)
         for storage in ("bfloat16", "int8"):
@@ -340,10 +350,11 @@ def main() -> None:
     steps = Steps(members, (data, fitting, Source(options.validate)), options.out)
     if of_videos:
         pool = ["mlp-0", "mlp-1", "more", "moe-lc"]
-        take_steps(steps, pool, raw="mlp-raw", drawn=None)
+        take_steps(steps, pool, raw="mlp-raw", drawn=None, student="small")
     else:
-        pool = ["nextvlad-0", "nextvlad-1", "netvlad", "attention", "mean-std"]
-        take_steps(steps, pool, raw="mean-std-raw", drawn="mean-std-drawn")
+        pool = ["nextvlad-0", "netvlad", "attention", "mean-std"]
+        pair = ("attention", "mean-std")
+        take_steps(steps, pool, raw="mean-std-raw", drawn="mean-std-drawn", student="attention", pair=pair)
     print(table(steps))
     if options.table:
         options.table.write_text(table(steps), encoding="utf-8")
