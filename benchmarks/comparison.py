@@ -151,12 +151,13 @@ def draw(
     colours = dict(zip(groups, plt.get_cmap("tab10").colors, strict=False))
     means = [float(np.mean([run["scores"][by] for run in found[name]])) for name in names]
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.27 * len(names)), layout="constrained")
-    low = min(min(run["scores"][by] for run in found[name]) for name in names)
-    low -= 0.15 * (max(means) - low)
+    # A row that failed is at the edge, so that the others can be told apart.
+    low = float(np.quantile(means, 0.06))
+    low -= 0.3 * (max(means) - low)
     for y, (name, mean) in enumerate(zip(names, means, strict=True)):
         values = [run["scores"][by] for run in found[name]]
         group = rows[name].group
-        axes.barh(y, mean - low, left=low, color=colours[group], alpha=0.45, height=0.75)
+        axes.barh(y, max(mean - low, 0.0), left=low, color=colours[group], alpha=0.45, height=0.75)
         if len(values) > 1:
             axes.errorbar(mean, y, xerr=interval(values), color=colours[group], capsize=3, lw=1.5)
         axes.plot(values, [y] * len(values), "o", ms=3, color=colours[group])

@@ -166,9 +166,12 @@ def save_ensemble(
 
 
 def check_new(out: Path) -> None:
-    """Raise `RecipeError` when there is something at `out` already."""
+    """Raise `RecipeError` when there is something at `out` already, or nothing can be written there."""
     if out.exists():
         raise RecipeError(f"--out {out}: exists; expected the name of a new folder")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise RecipeError(f"--out {out}: nothing can be written to {above}; expected a folder of yours")
 
 
 def ensemble_weights(folder: Path) -> dict[str, float]:
@@ -176,8 +179,8 @@ def ensemble_weights(folder: Path) -> dict[str, float]:
     if not (folder / "ensemble.json").exists():
         raise DataError("is no ensemble; expected what `tagreel ensemble fit` wrote", path=str(folder))
     try:
-        return {member["name"]: member["weight"] for member in _description(folder)["members"]}
-    except (KeyError, TypeError) as error:
+        return _member_weights(_description(folder))
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"not an ensemble as tagreel writes it: {error!r}", path=str(folder / "ensemble.json")
         ) from error
@@ -194,7 +197,8 @@ def model_files(folder: Path) -> list[Path]:
     """The files that a model or an ensemble is made of; not its reports, nor the state of a training."""
     own = [folder / name for name in (*_DESCRIPTIONS, "model.safetensors")]
     members = sorted((folder / "members").iterdir()) if (folder / "members").is_dir() else []
-    inner = [file for path in members for file in (model_files(path) if path.is_dir() else [path])]
+    parts = [path for path in members if path.is_dir() or path.suffix == ".parquet"]
+    inner = [file for path in parts for file in (model_files(path) if path.is_dir() else [path])]
     return [path for path in own if path.exists()] + inner
 
 
@@ -265,15 +269,15 @@ def load(
     members: dict[str, Model] = {}
     try:
         classes, names = description["classes"], description["label_names"]
-        for member in description["members"]:
-            path = folder / "members" / member["name"]
-            members[member["name"]] = (
+        weights = _member_weights(description)
+        for name in weights:
+            path = folder / "members" / name
+            members[name] = (
                 load(path, device=device, trust=trust)
                 if path.is_dir()
                 else Recorded(path.with_name(f"{path.name}.parquet"), classes=classes, label_names=names)
             )
-        weights = [member["weight"] for member in description["members"]]
-        return EnsembleTagger(members, weights, top_k=description["top_k"]).to(device).eval()
+        return EnsembleTagger(members, list(weights.values()), top_k=description["top_k"]).to(device).eval()
     except TagreelError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -426,6 +430,17 @@ def _description(folder: Path) -> dict[str, Any]:
             path=str(path),
         )
     return found
+
+
+def _member_weights(description: Mapping[str, Any]) -> dict[str, float]:
+    """Of an ensemble's description the members and their weights; raises what `load` and others wait for."""
+    weights = {member["name"]: member["weight"] for member in description["members"]}
+    if len(weights) < len(description["members"]):
+        raise ValueError("two members of one name")
+    for name, weight in weights.items():
+        if name in ("", "..") or Path(name).name != name or not isinstance(weight, int | float):
+            raise ValueError(f"a member {name!r} of weight {weight!r}")
+    return weights
 
 
 def _differences(old: Any, new: Any, where: str) -> list[tuple[str, tuple[Any, Any]]]:

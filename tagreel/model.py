@@ -400,17 +400,22 @@ def build(
 def set_inference(model: Model, settings: Sequence[str], *, trust: tuple[str, ...] = ()) -> None:
     """Change how a trained model scores: settings (PATH=VALUE) of `inference` and `evaluation_sampling`.
 
-    In an ensemble they hold for every member. Raises `RecipeError` for other settings, which training fixed.
+    In an ensemble they hold for every member. Raises `RecipeError` for other settings, which training fixed,
+    and where there are recorded predictions alone.
     """
+    taggers = [module for module in model.modules() if isinstance(module, Tagger)]
     for setting in settings:
         if setting.partition("=")[0].strip().split(".")[0] not in ("inference", "evaluation_sampling"):
             raise RecipeError(
                 f"--set {setting}: training has settled it; of a trained model only inference and "
                 "evaluation_sampling can be set"
             )
-        for tagger in model.modules():
-            if isinstance(tagger, Tagger):
-                tagger.recipe = override(tagger.recipe, setting, trust=trust)
+        if not taggers:
+            raise RecipeError(
+                f"--set {setting}: {model.name} holds predictions, which are what they are; expected a model"
+            )
+        for tagger in taggers:
+            tagger.recipe = override(tagger.recipe, setting, trust=trust)
 
 
 def top_classes(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

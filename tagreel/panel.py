@@ -64,7 +64,7 @@ class ModelPanel:
     ) -> None:
         check_names(ensemble, loader.source)
         if listed is None:
-            listed = ensemble.classes if ensemble.classes <= 1000 else 100
+            listed = max(ensemble.classes, 20) if ensemble.classes <= 1000 else 100
         if listed < 20:
             raise RecipeError(f"--listed is {listed}; expected at least 20, the classes that GAP@20 ranks")
         self.ensemble, self.loader, self.by, self.listed = ensemble, loader, by, listed

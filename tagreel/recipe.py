@@ -169,21 +169,28 @@ class Recipe:
         for name, size in {**sizes, "classes": self.classes}.items():
             if size is not None and size < 1:
                 raise RecipeError(f"{name} is {size}; expected at least 1")
-        # These cost nothing to make, and say themselves what they cannot be.
-        slots = {
-            "loss": self.loss,
-            "sampling": self.sampling,
-            "evaluation_sampling": self.evaluation_sampling,
-            "training.schedule": training.schedule,
-            "inference": self.inference,
+        # These cost nothing to make, and say themselves what they cannot be and what they are called with.
+        slots: dict[str, tuple[Part | None, tuple[str, ...]]] = {
+            "loss": (self.loss, ("logits", "labels", "rated")),
+            "sampling": (self.sampling, ("num_frames", "seed")),
+            "evaluation_sampling": (self.evaluation_sampling, ("num_frames", "seed")),
+            "training.schedule": (training.schedule, ("examples", "total")),
+            "inference": (self.inference, ("scores", "view", "batch")),
         }
-        for name, part in slots.items():
+        for name, (part, arguments) in slots.items():
             if part is None:
                 continue
             try:
-                part()
+                made = part()
             except (ValueError, TypeError) as error:
                 raise RecipeError(f"{name}: {error}") from error
+            try:
+                inspect.signature(made).bind(*arguments)
+            except TypeError as error:
+                raise RecipeError(
+                    f"{name}: {part.func.__name__} is for another place; expected a class whose objects are "
+                    f"called with ({', '.join(arguments)})"
+                ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -499,7 +506,10 @@ def _check_value(value: Any, hint: Any, where: str) -> None:
         for module in ("collections.abc.", "functools.", "typing.", "tagreel.recipe."):
             shown = shown.replace(module, "")
         found = value.func.__name__ if isinstance(value, partial) else repr(value)
-        raise RecipeError(f"{where}: expected {shown}, found {found}")
+        # As on a command line, where a class is named.
+        name = isinstance(value, str) and "partial" in shown
+        mended = "; a class is named with its module, such as tagreel.inference.MultiCrop" if name else ""
+        raise RecipeError(f"{where}: expected {shown}, found {found}{mended}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

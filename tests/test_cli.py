@@ -303,6 +303,8 @@ def test_mistakes_in_evaluate_and_predict_are_one_line(copy_of_run, run, shards,
         assert "no such file or folder" in fails(cli, command, run, "--data", tmp_path / "no", *more)
         line = fails(cli, command, run, *test, *more, "--checkpoint", "step-77")
         assert "no checkpoint 'step-77'; it has: step-" in line
+    labels = ("--labels", shards / "labels.txt")
+    assert "run has its own names of the classes" in fails(cli, "evaluate", run, *test, *labels)
     assert "the ending must be one of .parquet, .jsonl, .csv" in fails(
         cli, "predict", run, *test, "--out", tmp_path / "x.xlsx"
     )

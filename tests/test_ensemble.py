@@ -303,6 +303,14 @@ def test_predictions_that_name_some_classes_are_found_again(run, test_data, tmp_
     assert torch.equal(again.probabilities(batch), tags.probabilities(batch))
 
 
+def test_what_others_leave_among_the_members_is_no_part_of_it(members, tmp_path):
+    sources = saved(tmp_path / "runs", **members)
+    checkpoint.save_ensemble(tmp_path / "out", EnsembleTagger(members), sources, facts={})
+    files = checkpoint.model_files(tmp_path / "out")
+    (tmp_path / "out" / "members" / ".DS_Store").touch()  # as a Mac does
+    assert checkpoint.model_files(tmp_path / "out") == files
+
+
 def test_what_needs_one_model_refuses_an_ensemble(members, test_data, tmp_path):
     sources = saved(tmp_path / "runs", **members)
     checkpoint.save_ensemble(tmp_path / "out", EnsembleTagger(members), sources, facts={})
@@ -342,6 +350,8 @@ def test_what_is_there_is_not_written_over_and_nothing_half_written_is_left_to_b
         ({"format": 9}, "format 9; this tagreel reads 1"),
         ({"members": [{"name": "a"}]}, "not an ensemble as tagreel writes it"),
         ({"members": 3}, "not an ensemble as tagreel writes it"),
+        ({"members": [{"name": "..", "weight": 1}]}, "not an ensemble as tagreel writes it"),
+        ({"members": [{"name": "a", "weight": 1}] * 2}, "two members of one name"),
         ({"members": [{"name": "gone", "weight": 1}]}, r"gone.parquet: cannot be read: No such file"),
     ],
 )

@@ -326,3 +326,34 @@ def test_one_that_was_saved_by_hand_is_shown_as_well(run, cli, tmp_path):
     code, out, _ = cli("ensemble", "show", tmp_path / "out")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[:3]] == ["member", "a", "b"]
+
+
+def test_one_that_was_edited_is_one_line(runs, held_out, cli, tmp_path):
+    out = tmp_path / "out"
+    fit_ensemble([runs / "seed0", runs / "seed1"], held_out, out, method=find_method("uniform"), device="cpu")
+    whole = checkpoint.read_json(out / "ensemble.json")
+    for change in (
+        {"members": [{"name": "seed0", "weight": "much"}]},
+        {"facts": whole["facts"] | {"candidates": [{}]}},
+        {"facts": whole["facts"] | {"by": "luck"}},
+        {"facts": whole["facts"] | {"splits": [{}]}},
+    ):
+        checkpoint.write_json(out / "ensemble.json", whole | change)
+        code, _, err = cli("ensemble", "show", out)
+        assert code == 2, change
+        assert len(err.splitlines()) == 1
+        assert "ensemble.json: not an ensemble as tagreel writes it" in err
+
+
+def test_where_nothing_can_be_written_no_model_is_asked(runs, held_out, tmp_path):
+    (tmp_path / "file").touch()
+    out, told = tmp_path / "file" / "out", []
+    with pytest.raises(RecipeError, match=r"nothing can be written to .*file; expected a folder"):
+        fit_ensemble(
+            [runs / "seed0", runs / "seed1"],
+            held_out,
+            out,
+            method=find_method("uniform"),
+            on_batch=told.append,
+        )
+    assert told == []

@@ -12,6 +12,7 @@ from tagreel.evaluate import evaluate, scoring_loader
 from tagreel.inference import MultiCrop, RepeatedSampling, SegmentedInference, keep_top
 from tagreel.loader import collate
 from tagreel.model import build, set_inference
+from tagreel.recorded import Recorded
 from tagreel.sampling import AllFrames, RandomFrames, view
 from tests.conftest import video
 
@@ -149,6 +150,17 @@ def test_another_inference_can_be_chosen_for_a_trained_model(tiny, training_data
 def test_what_training_settled_cannot_be_set_on_its_model(setting, tiny):
     with pytest.raises(RecipeError, match="training has settled it"):
         set_inference(build(tiny), [setting])
+
+
+def test_predictions_cannot_be_made_otherwise(tmp_path, cli, shards):
+    tags = tmp_path / "tags.jsonl"
+    tags.write_text('{"id": "a", "labels": [1], "probabilities": [0.5]}\n')
+    with pytest.raises(RecipeError, match=r"--set inference=none: tags.jsonl holds predictions"):
+        set_inference(Recorded(tags), ["inference=none"])
+    arguments = ("--data", shards / "test0.tfrecord", "--set", "inference.times=3")
+    code, _, err = cli("evaluate", tags, *arguments)
+    assert code == 2
+    assert "--set inference.times=3: tags.jsonl holds predictions" in err
 
 
 def test_a_view_takes_the_same_frames_of_every_stream_and_leaves_vectors():

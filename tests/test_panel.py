@@ -151,3 +151,18 @@ def test_progress_is_told(tiny, test_data):
     assert panel.videos == 50
     panel.score(torch.ones(3))
     assert told == [16, 32, 48, 50]
+
+
+def test_a_few_classes_are_all_listed(tiny):
+    """Fewer than the twenty that GAP@20 ranks."""
+    rng = np.random.default_rng(0)
+    videos = [
+        video(
+            f"v{n}", labels=[n % 3], rgb=rng.random((3, 12), np.float32), audio=rng.random((3, 6), np.float32)
+        )
+        for n in range(30)
+    ]
+    ensemble = _ensemble(tiny, classes=3)
+    for by in ("gap@20", "map"):
+        found = _panel(ensemble, InMemory(videos), by=by).score(torch.ones(3))
+        assert found == pytest.approx(_evaluated(ensemble, InMemory(videos))[by], abs=1e-7)

@@ -376,7 +376,17 @@ def test_a_changed_class_takes_options_of_its_own():
         ("classes.rgb=1", "classes.rgb: classes is 5 and has nothing inside"),
         ("streams.rgb.pool.clusters=many", "streams.rgb.pool.clusters: expected int, found 'many'"),
         ("streams.rgb.pool.clusters=1.5", "streams.rgb.pool.clusters: expected int, found 1.5"),
-        ("streams.rgb.pool=mean", "streams.rgb.pool: expected partial[Any], found 'mean'"),
+        (
+            "streams.rgb.pool=mean",
+            "streams.rgb.pool: expected partial[Any], found 'mean'; a class is named with its module",
+        ),
+        (
+            "inference=tagreel.sampling.AllFrames",
+            "inference: AllFrames is for another place; expected a class whose objects are called with "
+            "(scores, view, batch)",
+        ),
+        ("evaluation_sampling=tagreel.inference.MultiCrop", "MultiCrop is for another place; expected"),
+        ("loss=tagreel.sampling.AllFrames", "loss: AllFrames is for another place; expected"),
         ("training.best_by=gap", "training.best_by: expected Literal['gap@20', 'map'"),
         ("training.batch_size=0", "training.batch_size is 0; expected more than 0"),
         ("training.batch_size", "--set training.batch_size: expected PATH=VALUE, for example"),

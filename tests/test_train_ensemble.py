@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ import tagreel
 from tagreel import train_ensemble as stage
 from tagreel.batch import Batch
 from tagreel.checkpoint import write_json
-from tagreel.errors import RecipeError
+from tagreel.errors import RecipeError, TagreelError
 from tagreel.evaluate import scoring_loader
 from tagreel.layers.neighbours import Neighbours
-from tagreel.recipe import Ensemble, to_json
+from tagreel.pools.nextvlad import NeXtVLAD
+from tagreel.recipe import Ensemble, Stream, to_json
 from tagreel.train import train
-from tests.conftest import with_training
+from tests.conftest import payload_damaged, with_training
 
 
 @pytest.fixture
@@ -64,6 +66,33 @@ def test_a_member_with_a_memory_remembers_the_training_videos(tiny, training_dat
     plain, asking = tagreel.load(tmp_path / "all").members
     assert plain.memory is None
     assert (asking.memory.neighbours, len(asking.memory.keys)) == (7, len(training_data))
+
+
+def test_a_member_that_does_not_fit_the_data_is_found_before_the_first_is_trained(
+    tiny, training_data, tmp_path
+):
+    only = replace(tiny, features={"rgb": 12}, streams={"rgb": tiny.streams["rgb"]})
+    for wrong, reason in (
+        (replace(only, features={"rgb": 13}), "'rgb' is 12 wide, the model expects 13"),
+        (replace(only, features={"rgb": 12, "words": 5}), "no 'words'"),
+        (
+            replace(only, streams={"rgb": Stream(pool=partial(NeXtVLAD, groups=7))}),
+            "NeXtVLAD cannot be built",
+        ),
+    ):
+        system = Ensemble(members={"fits": replace(only, features={"rgb": None}), "wrong": wrong})
+        with pytest.raises(TagreelError, match=reason):
+            stage.train_ensemble(system, data=training_data, out=tmp_path / "all", device="cpu")
+        assert not stage.runs_of(tmp_path / "all").exists()
+
+
+def test_what_a_member_remembers_may_be_damaged_as_far_as_its_training_may(tiny, training_data, tmp_path):
+    system = Ensemble(members={"asking": replace(tiny, memory=partial(Neighbours))})
+    options = {"data": training_data, "device": "cpu", "skip_damaged": 1}
+    with payload_damaged(Path(training_data.paths[0]), 3):
+        outcome = stage.train_ensemble(system, out=tmp_path / "all", **options)
+    assert len(outcome.damaged) == 1
+    assert len(tagreel.load(tmp_path / "all").members[0].memory.keys) == len(training_data) - 1
 
 
 def test_a_stopped_training_goes_on_with_the_members_that_are_missing(

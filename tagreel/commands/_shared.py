@@ -229,6 +229,7 @@ def report_on(
     from tagreel.evaluate import evaluate as evaluate_model
     from tagreel.evaluate import make_report, scoring_loader
     from tagreel.log import read_log
+    from tagreel.model import set_inference
     from tagreel.recorded import Recorded
     from tagreel.runtime import pick_device
 
@@ -236,6 +237,7 @@ def report_on(
     if run.is_file():
         folder, known = run, {}
         model = Recorded(run, label_names=label_names or source.label_names)
+        set_inference(model, settings, trust=trust)
     else:
         folder = find(run, checkpoint)
         known = facts(folder)

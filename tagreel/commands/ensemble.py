@@ -159,11 +159,27 @@ def show(
 
     Example: tagreel ensemble show tagreel-demo/ensemble
     """
-    from tagreel.checkpoint import ensemble_weights, facts, member_size
+    from tagreel.checkpoint import ensemble_weights, facts
+    from tagreel.errors import DataError, TagreelError
+
+    weights, noted = ensemble_weights(ensemble), facts(ensemble)
+    try:
+        result = _say_ensemble(printer(as_json), ensemble, weights, noted)
+    except TagreelError:
+        raise
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        path = str(ensemble / "ensemble.json")
+        raise DataError(f"not an ensemble as tagreel writes it: {error!r}", path=path) from error
+    finish(as_json, result)
+
+
+def _say_ensemble(
+    say: Callable[[str], None], ensemble: Path, weights: Mapping[str, float], noted: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Print what is known of an ensemble, and return it for `--json`."""
+    from tagreel.checkpoint import member_size
     from tagreel.fit_ensemble import SHOWN
 
-    say = printer(as_json)
-    weights, noted = ensemble_weights(ensemble), facts(ensemble)
     candidates = {each["name"]: each for each in noted.get("candidates", [])}
     kept = [
         {**candidates.get(name, {}), "name": name, "weight": weight, "size": member_size(ensemble, name)}
@@ -182,7 +198,7 @@ def show(
         more = f" and {len(split['data']) - 3:,} more files" if len(split["data"]) > 3 else ""
         say(f"{SHOWN[noted['by']]} {split['score']:.4f} on {name}: {split['videos']:,} videos, {files}{more}")
     shown = {**noted, "size": size, "members": kept}
-    finish(as_json, {key: value for key, value in shown.items() if key not in ("candidates", "train_counts")})
+    return {key: value for key, value in shown.items() if key not in ("candidates", "train_counts")}
 
 
 def _say_members(say: Callable[[str], None], members: Sequence[Mapping[str, Any]], metric: str) -> None:

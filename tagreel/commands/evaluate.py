@@ -26,6 +26,7 @@ from tagreel.commands._shared import (
     report_on,
     source_of,
 )
+from tagreel.errors import RecipeError
 
 
 def evaluate(
@@ -60,6 +61,8 @@ def evaluate(
     """
     from tagreel.vocabulary import read_label_names
 
+    if labels is not None and run.is_dir():
+        raise RecipeError(f"--labels: {run} has its own names of the classes; give them with predictions")
     say = printer(as_json)
     source = source_of(data, check_crc=not no_crc, whole_videos=whole_videos, say=say)
     title = f"{run.resolve().name} on {', '.join(Path(path).name for path in data)}"
