@@ -1,8 +1,9 @@
 """From a source to batches: shuffle, share among ranks, choose frames, pad, collate.
 
-Batch number b of epoch e is a function of (seed, e, b) and of nothing else. So the order is the same whatever
-the number of threads, a resumed run goes on in the middle of an epoch by starting at its batch, and ranks
-take disjoint slices of one global order. Threads rather than processes read ahead: what they do is one
+Batch number b of epoch e is a function of (seed, e, b) and of nothing else; what is drawn of videos in order,
+to score them, follows from their ids. So the order is the same whatever the number of threads, a resumed run
+goes on in the middle of an epoch by starting at its batch, and ranks take disjoint slices of one global
+order. Threads rather than processes read ahead: what they do is one
 checksum and one copy a stream, and a process would have to copy the result once more.
 """
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from tagreel.batch import Batch, Example
 from tagreel.errors import DataError
-from tagreel.sampling import AllFrames, Sampler, choose
+from tagreel.sampling import AllFrames, Sampler, choose, seed_of
 from tagreel.source import Source
 
 _ROUNDED = 1 << 20
@@ -182,7 +183,9 @@ class Loader:
             if (frames := example.streams.get(name)) is not None and len(frames)
         }
         lengths = {name: len(frames) for name, frames in streams.items()}
-        chosen = choose(self.sampling, lengths, (self.seed, epoch, position))
+        # What is scored does not depend on where it lies, nor on what else is.
+        seed = (self.seed, epoch, position) if self.shuffle else seed_of(example.id, epoch)
+        chosen = choose(self.sampling, lengths, seed)
         example.streams = {name: streams[name][choice] for name, choice in chosen.items()}
         return example
 

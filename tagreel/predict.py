@@ -260,7 +260,7 @@ def _fingerprint(model: Model, loader: Loader, settings: list[object]) -> str:
                 loader.source.fingerprint(),
                 changed,
                 loader.batch_size,
-                loader.seed,
+                PART_VIDEOS,
                 settings,
                 model.label_names,
                 model.settings(),

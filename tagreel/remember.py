@@ -77,10 +77,13 @@ def remember(
     except ValueError as error:
         raise RecipeError(str(error)) from error
     check_names(model, data)
+    recipe = model.recipe
+    # An inference looks at a video several times; what is kept is one look.
+    model.recipe = replace(recipe, inference=None)
     loader = scoring_loader(model, data, batch_size=batch_size, threads=threads, skip_damaged=skip_damaged)
     hidden, label_ids, label_counts = _describe(model, loader, place, on_batch)
     how = partial(how, videos=len(hidden), labels=len(label_ids))
-    model.recipe = replace(model.recipe, memory=how)
+    model.recipe = replace(recipe, memory=how)
     model.memory = how(model.hidden_dim, model.classes)
     model.memory.remember(hidden, label_ids, label_counts)
 

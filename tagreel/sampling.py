@@ -43,16 +43,21 @@ def choose(sampler: Sampler, lengths: Mapping[str, int], seed: tuple[int, ...]) 
     }
 
 
+def seed_of(video: str, draw: int = 0) -> tuple[int, ...]:
+    """What a random choice of frames follows from when a video, by its id, is scored."""
+    return int.from_bytes(hashlib.blake2b(video.encode(), digest_size=8).digest()), draw
+
+
 def view(batch: Batch, sampler: Sampler, draw: int = 0) -> Batch:
     """The videos of a batch as a sampler shows them; another `draw` is another random choice.
 
     What is random follows from a video's id and the draw, so that it does not depend on the batch.
     """
     choices = []
+    counted = {name: count.tolist() for name, count in batch.num_frames.items()}
     for row, video in enumerate(batch.ids):
-        number = int.from_bytes(hashlib.blake2b(video.encode(), digest_size=8).digest())
-        counts = {name: int(count[row]) for name, count in batch.num_frames.items() if count[row]}
-        chosen = choose(sampler, counts, (number, draw))
+        counts = {name: count[row] for name, count in counted.items() if count[row]}
+        chosen = choose(sampler, counts, seed_of(video, draw))
         choices.append({name: np.arange(counts[name])[choice] for name, choice in chosen.items()})
     streams, num_frames = {}, {}
     none = np.empty(0, np.int64)

@@ -115,7 +115,10 @@ def train_ensemble(
         whole,
         EnsembleTagger(models, [ensemble.shares[name] for name in models], top_k=ensemble.top_k),
         {name: find(folder) for name, folder in folders.items()},
-        facts={"recipe": ensemble.about.name},
+        facts={
+            "recipe": ensemble.about.name,
+            "candidates": [{"name": name, "model": model.name} for name, model in models.items()],
+        },
     )
     if ensemble.storage == "float32":
         whole.rename(out)

@@ -182,3 +182,21 @@ def test_a_view_depends_on_the_video_and_the_draw_alone():
     assert torch.equal(seen[1], by_itself[0])
     other = view(alone, RandomFrames(frames=9), draw=1).streams["rgb"]
     assert not torch.equal(by_itself, other)
+
+
+def test_a_video_is_scored_by_the_same_frames_wherever_it_lies(tiny, training_data):
+    """Alone, in a batch of others, and by an inference that draws once."""
+    torch.manual_seed(0)
+    model = build(replace(tiny, evaluation_sampling=partial(RandomFrames, frames=4))).eval()
+    first = scoring_loader(model, training_data, batch_size=7).batch(0, 1)
+    again = scoring_loader(model, training_data, batch_size=14).batch(0, 0)
+    assert first.ids == again.ids[7:]
+    torch.testing.assert_close(model.probabilities(first), model.probabilities(again)[7:])
+    set_inference(model, ["inference=tagreel.inference.RepeatedSampling", "inference.times=1"])
+    whole = scoring_loader(model, training_data, batch_size=14).batch(0, 0)
+    torch.testing.assert_close(model.probabilities(whole)[7:], _alone(model, first))
+
+
+def _alone(model, batch):
+    set_inference(model, ["inference=none"])
+    return model.probabilities(batch)
