@@ -4,17 +4,20 @@ Chosen on 28,792 training and 11,757 other videos of the official validate parti
 docs/results.md, what did not help in docs/log.md. Not comparable with published figures.
 """
 
+from dataclasses import replace
 from functools import partial
 
 from torch.optim import AdamW
 
 from tagreel.heads.logistic import Logistic
+from tagreel.heads.mixture_of_residual_experts import MixtureOfResidualExperts
 from tagreel.layers.dropout import Dropout
 from tagreel.layers.l2_norm import L2Norm
+from tagreel.layers.neighbours import Neighbours
 from tagreel.layers.residual_mlp import ResidualMLP
 from tagreel.losses.cross_entropy import CrossEntropy
 from tagreel.pools.mean import Mean
-from tagreel.recipe import About, Recipe, Stream, Training
+from tagreel.recipe import About, Ensemble, Recipe, Stream, Training
 from tagreel.sampling import AllFrames
 from tagreel.schedule import Cosine
 
@@ -43,4 +46,27 @@ youtube8m_video_mlp = Recipe(
         ema=0.995,
         precision="bfloat16",
     ),
+)
+
+_remembering = replace(
+    youtube8m_video_mlp,
+    about=About(summary="The residual MLP, asking its nearest training videos"),
+    memory=partial(Neighbours),
+)
+
+# What greedy selection took of a pool of eight: benchmarks/systems.py.
+youtube8m_system = Ensemble(
+    about=About(summary="Two residual MLPs that ask their nearest training videos, and residual experts"),
+    members={
+        "mlp-1": _remembering,
+        "mlp-2": _remembering,
+        "experts": replace(
+            youtube8m_video_mlp,
+            about=About(summary="Four residual experts a class on the mean features"),
+            body=(partial(Dropout, rate=0.3),),
+            head=partial(MixtureOfResidualExperts, experts=4, hidden=512, prior=1e-3),
+            training=replace(youtube8m_video_mlp.training, epochs=8),
+        ),
+    },
+    storage="bfloat16",
 )
