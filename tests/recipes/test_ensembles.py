@@ -15,7 +15,9 @@ from tagreel.model import build, count_parameters
 from tagreel.recipe import ensemble_from_json, ensembles, find, find_ensemble, names, to_json
 
 ENSEMBLES = ensembles()
+PUBLISHED = [name for name, ensemble in ENSEMBLES.items() if ensemble.about.paper]
 every_ensemble = pytest.mark.parametrize("name", ENSEMBLES)
+every_published = pytest.mark.parametrize("name", PUBLISHED)
 
 # Members, trainable parameters of all together, published figures.
 TABLE = {
@@ -44,7 +46,7 @@ NONLOCAL = [
 ]
 
 
-@every_ensemble
+@every_published
 def test_it_is_as_published(name):
     ensemble = ENSEMBLES[name]
     members, parameters, published = TABLE[name]
@@ -53,10 +55,9 @@ def test_it_is_as_published(name):
     assert tuple(ensemble.about.published.values()) == published
     assert ensemble.about.name == name
     assert ensemble.about.summary
-    assert ensemble.about.paper
 
 
-@every_ensemble
+@every_published
 def test_every_member_is_a_recipe_that_is_found_by_its_name(name):
     """But for how it is scored in the ensemble."""
     known = names()
@@ -74,8 +75,9 @@ def test_every_member_builds_with_the_features_and_classes_of_the_others(name):
             model = build(recipe)
         features |= set(model.features.items())
         classes.add(model.classes)
-    assert features == {("rgb", 1024), ("audio", 128)}
     assert len(classes) == 1
+    if name in PUBLISHED:
+        assert features == {("rgb", 1024), ("audio", 128)}
 
 
 @every_ensemble
@@ -86,7 +88,7 @@ def test_it_travels_as_json(name):
     assert again.shares == ENSEMBLES[name].shares
     assert again.about == ENSEMBLES[name].about
     member = next(iter(again.members))
-    assert count_parameters(again.members[member]) == again.members[member].about.parameters
+    assert count_parameters(again.members[member]) == count_parameters(ENSEMBLES[name].members[member])
 
 
 # ---------------------------------------------------------------------- Willow
@@ -210,4 +212,4 @@ def test_tsinghuas_is_the_mean_of_predictions_cut_to_20_tags(name, starts, predi
 
 def test_what_is_published_of_no_ensembles_members_is_left_out():
     """Of CMU's growing ensembles and Willow's 25 only the number of members is known."""
-    assert set(ENSEMBLES) == set(TABLE)
+    assert set(PUBLISHED) == set(TABLE)
