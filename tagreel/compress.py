@@ -32,8 +32,8 @@ from tagreel.checkpoint import (
 from tagreel.errors import RecipeError
 from tagreel.evaluate import evaluate
 from tagreel.loader import Loader
-from tagreel.model import Model, Tagger, build
-from tagreel.recipe import Recipe
+from tagreel.model import Model, Tagger, build, with_inference
+from tagreel.recipe import Recipe, from_json, to_json
 from tagreel.storage import EIGHT_BITS, decode, encode, size
 
 _UNITS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3}
@@ -109,11 +109,18 @@ def check(folder: Path, out: Path | None = None) -> None:
 
 
 def compress(
-    folder: Path, out: Path, storages: Sequence[str], *, budget: int | None = None
+    folder: Path,
+    out: Path,
+    storages: Sequence[str],
+    *,
+    budget: int | None = None,
+    settings: Sequence[str] = (),
+    trust: tuple[str, ...] = (),
 ) -> tuple[str, int]:
     """Write the model or ensemble in `folder` to `out`, in the first of the storages whose files fit.
 
-    That storage, and the bytes of the files. Raises `RecipeError` when none fits, and as `check` does.
+    That storage, and the bytes of the files. `settings` of its inference are kept in what is written. Raises
+    `RecipeError` when none fits, and as `check` does.
     """
     check(folder, out)
     partial, tried = out.with_name(out.name + ".partial"), []
@@ -125,7 +132,10 @@ def compress(
             if path.name == "model.safetensors":
                 write_tensors(copy, encode(read_tensors(path), storage))
             elif path.name == "model.json":
-                write_json(copy, {**read_json(path), "storage": storage})
+                described = read_json(path) | {"storage": storage}
+                recipe = from_json(described["recipe"], where=str(path), trust=trust)
+                described["recipe"] = to_json(with_inference(recipe, settings, trust=trust))
+                write_json(copy, described)
             else:
                 shutil.copyfile(path, copy)
         written = sum(path.stat().st_size for path in model_files(partial))

@@ -404,18 +404,24 @@ def set_inference(model: Model, settings: Sequence[str], *, trust: tuple[str, ..
     and where there are recorded predictions alone.
     """
     taggers = [module for module in model.modules() if isinstance(module, Tagger)]
+    if settings and not taggers:
+        raise RecipeError(
+            f"--set {settings[0]}: {model.name} holds predictions, which are what they are; expected a model"
+        )
+    for tagger in taggers:
+        tagger.recipe = with_inference(tagger.recipe, settings, trust=trust)
+
+
+def with_inference(recipe: Recipe, settings: Sequence[str], *, trust: tuple[str, ...] = ()) -> Recipe:
+    """The recipe of a trained model that scores otherwise; raises `RecipeError` as `set_inference` does."""
     for setting in settings:
         if setting.partition("=")[0].strip().split(".")[0] not in ("inference", "evaluation_sampling"):
             raise RecipeError(
                 f"--set {setting}: training has settled it; of a trained model only inference and "
                 "evaluation_sampling can be set"
             )
-        if not taggers:
-            raise RecipeError(
-                f"--set {setting}: {model.name} holds predictions, which are what they are; expected a model"
-            )
-        for tagger in taggers:
-            tagger.recipe = override(tagger.recipe, setting, trust=trust)
+        recipe = override(recipe, setting, trust=trust)
+    return recipe
 
 
 def top_classes(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

@@ -470,3 +470,18 @@ def test_wrong_arguments_are_one_line(arguments, message, cli, plain, tmp_path, 
     assert not out or "nothing fits" in err  # all else is known before anything is measured
     assert message in err
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_how_a_model_scores_is_kept_in_it(cli, run, shards, tmp_path):
+    segmented = "inference=tagreel.inference.SegmentedInference"
+    arguments = ("compress", run, "--storage", "float32", "--out", tmp_path / "kept", "--set", segmented)
+    assert cli(*arguments)[0] == 0
+    data = ("--data", f"{shards}/test*", "--json")
+    kept, chosen, plain = (
+        json.loads(cli("evaluate", *model, *data)[1])["gap@20"]
+        for model in ([tmp_path / "kept"], [run, "--set", segmented], [run])
+    )
+    assert kept == chosen != plain
+    code, _, err = cli(*arguments[:-3], tmp_path / "other", "--set", "classes=3")
+    assert code == 2
+    assert "training has settled it" in err

@@ -13,6 +13,7 @@ from tagreel.commands._shared import (
     BatchSize,
     Checkpoint,
     Device,
+    Inference,
     Json,
     NoCrc,
     SkipDamaged,
@@ -48,6 +49,7 @@ def compress(
         list[str], typer.Option("--data", metavar="SRC", help=f"Score each. {SOURCES_HELP}")
     ] = [],  # noqa: B006
     checkpoint: Checkpoint = "best",
+    settings: Inference = [],  # noqa: B006
     batch_size: BatchSize = None,
     device: Device = "auto",
     threads: Threads = 1,
@@ -68,7 +70,7 @@ def compress(
 
     Then, with --storage or --budget, it is written, and `evaluate` and `predict` take it like MODEL. Of what
     fits a budget the one with the best score on --data is taken, by the metric that the model's recipe goes
-    by; without --data the one with the smallest error.
+    by; without --data the one with the smallest error. How it scores (--set) is kept in it, too.
 
     Example: tagreel compress tagreel-demo/run --data tagreel-demo/data/test* --budget 1MB --out small
     """
@@ -89,7 +91,7 @@ def compress(
     say, folder = printer(as_json), find(model, checkpoint)
     check(folder, out)
     source = source_of(data, check_crc=not no_crc, whole_videos=whole_videos, say=say) if data else None
-    found = model_of(folder, checkpoint, device, tuple(trust))
+    found = model_of(folder, checkpoint, device, tuple(trust), settings)
     loader = None
     if source is not None:
         loader = scoring_loader(
@@ -111,7 +113,14 @@ def compress(
     result: dict[str, Any] = {"rows": [asdict(row) for row in rows], "damaged": len(damaged)}
     if out is not None:
         choice = rows[-1:] if limit is None else best_first(found, rows, limit)
-        taken, size = write_compressed(folder, out, [row.storage for row in choice], budget=limit)
+        taken, size = write_compressed(
+            folder,
+            out,
+            [row.storage for row in choice],
+            budget=limit,
+            settings=settings,
+            trust=tuple(trust),
+        )
         say(f"\nwrote {out}: {taken}, {show_size(size)} with all its files")
         say(f"next: tagreel evaluate {out} --data SRC")
         result |= {"out": str(out), "storage": taken, "bytes": size}
