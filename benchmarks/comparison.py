@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tagreel.checkpoint import write_json
+from tagreel.files import write_json
 from tagreel.model import count_parameters
 from tagreel.recipe import Recipe
 from tagreel.source import Source

@@ -28,10 +28,12 @@ from tagreel.layers.probability_gating import ProbabilityGating
 from tagreel.layers.residual_mlp import ResidualMLP
 from tagreel.losses.cross_entropy import CrossEntropy
 from tagreel.pools.attention import Attention
+from tagreel.pools.batch_norm_lstm import BatchNormLSTM
 from tagreel.pools.deep_bag_of_frames import DeepBagOfFrames
 from tagreel.pools.gated_bag_of_words import GatedBagOfWords
 from tagreel.pools.gem import GeM
 from tagreel.pools.gru import GRU
+from tagreel.pools.late_fusion_lstm import LateFusionLSTM
 from tagreel.pools.layer_norm_lstm import LayerNormLSTM
 from tagreel.pools.lstm import LSTM
 from tagreel.pools.max import Max
@@ -47,6 +49,7 @@ from tagreel.pools.non_local_netvlad import NonLocalNetVLAD
 from tagreel.pools.soft_bag_of_words import SoftBagOfWords
 from tagreel.pools.std import Std
 from tagreel.pools.transformer import Transformer
+from tagreel.pools.zoneout_lstm import ZoneoutLSTM
 from tagreel.recipe import Part, Recipe, Stream, Training
 from tagreel.sampling import AllFrames, ShuffledFrames
 from tagreel.schedule import Cosine
@@ -79,6 +82,9 @@ POOLS: dict[str, tuple[str, Part]] = {
     "lstm-256-thirds": ("recurrent", partial(LSTM, units=(256, 256), readout="thirds")),
     "lstm-256-attention": ("recurrent", partial(LSTM, units=(256, 256), readout="attention")),
     "ln-lstm-256": ("recurrent", partial(LayerNormLSTM, units=(256, 256))),
+    "bn-lstm-256": ("recurrent", partial(BatchNormLSTM, units=(256, 256))),
+    "zoneout-lstm-256": ("recurrent", partial(ZoneoutLSTM, units=(256, 256))),
+    "fusion-lstm-256": ("recurrent", partial(LateFusionLSTM, units=(192, 96), fused_units=256)),
 }
 
 

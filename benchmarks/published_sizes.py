@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from tagreel.batch import Example
-from tagreel.checkpoint import write_json
+from tagreel.files import write_json
 from tagreel.loader import collate
 from tagreel.model import build
 from tagreel.optimization import Optimization

@@ -26,10 +26,11 @@ import torch
 
 from tagreel import recipe as recipes
 from tagreel.average import average
-from tagreel.checkpoint import checkpoints, find, load, model_files, write_json
+from tagreel.checkpoint import checkpoints, find, load, model_files
 from tagreel.compress import measure
 from tagreel.evaluate import evaluate, scoring_loader
 from tagreel.extract_branch import extract_branch
+from tagreel.files import write_json
 from tagreel.fit_ensemble import find_method, fit_ensemble
 from tagreel.heads.mixture_of_experts import MixtureOfExperts
 from tagreel.heads.mixture_of_residual_experts import MixtureOfResidualExperts

@@ -10,6 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from tagreel.files import write_text
+
 _COLOURS = ("blue", "orange", "green", "purple", "gold")
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760, 360, 64, 16, 12, 40
 
@@ -102,9 +104,7 @@ def write_page(
         rows="".join(_row("td" if number else "th", row) for number, row in enumerate(rows)),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)
 
 
 def _row(tag: str, row: Sequence[str]) -> str:

@@ -14,7 +14,7 @@
       members/NAME.parquet              or the predictions of one
 
 Both are written under a name that nobody reads, flushed to disk and renamed; so a process may be killed at
-any moment. Numbers lie in safetensors, everything else in JSON.
+any moment.
 """
 
 from __future__ import annotations
@@ -27,55 +27,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from tagreel import recipe as recipes
 from tagreel.ensemble import EnsembleTagger
 from tagreel.errors import DataError, RecipeError, TagreelError
+from tagreel.files import flush, read_json, read_tensors, write_json, write_tensors
 from tagreel.model import Model, Tagger, build
 from tagreel.recorded import Recorded
-from tagreel.storage import decode
 
 _STEP = re.compile(r"step-(\d{8,})")
 _KNOWS_CLASSES = re.compile(r"(^|\.)(head|output|late)\.")
 _FORMAT = 1
 _DESCRIPTIONS = ("model.json", "ensemble.json")
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON to a temporary name and rename it."""
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file with a checksum in its metadata, and wait until the disk has it."""
-    # Copies: safetensors refuses tensors that share memory.
-    plain = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    try:
-        safetensors.torch.save_file(plain, path, metadata={"crc32c": _checksum(plain)})
-    except SafetensorError as error:  # a full disk, for one
-        raise DataError(f"cannot be written: {error}", path=str(path)) from error
-    _flush(path)
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON; raises `DataError` when the file is missing or is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", path=str(path)) from error
-    except ValueError as error:
-        raise DataError(f"is not JSON: {error}", path=str(path)) from error
 
 
 def save(
@@ -100,7 +65,7 @@ def save(
     if folder.exists():
         _remove(folder)
     os.replace(partial, folder)
-    _flush(folder.parent)
+    flush(folder.parent)
     return folder
 
 
@@ -108,7 +73,7 @@ def save_model(out: Path, model: Tagger, *, facts: Mapping[str, Any]) -> None:
     """Write a tagger to the folder `out`, with `facts` as `save` does; raises `RecipeError` if it exists."""
     check_new(out)
     os.replace(_written(out, model, model.state_dict(), facts), out)
-    _flush(out.parent)
+    flush(out.parent)
 
 
 def _written(folder: Path, model: Tagger, weights: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Path:
@@ -150,7 +115,7 @@ def save_ensemble(
             copy = target / path.relative_to(sources[name])
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
-            _flush(copy)
+            flush(copy)
     columns = zip(model.member_names, model.weights.tolist(), strict=True)
     description = {
         "format": _FORMAT,
@@ -162,7 +127,7 @@ def save_ensemble(
     }
     write_json(partial / "ensemble.json", description)
     os.replace(partial, out)
-    _flush(out.parent)
+    flush(out.parent)
 
 
 def check_new(out: Path) -> None:
@@ -372,22 +337,6 @@ def label_names(run: Path) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; raises `DataError` when it is missing or damaged.
-
-    The format knows no checksum, so ours lies in its metadata. Tensors stored in 8 bits come out in float32.
-    """
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            expected = (file.metadata() or {}).get("crc32c")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot be read as safetensors: {error}", path=str(path)) from error
-    if expected is not None and (found := _checksum(tensors)) != expected:
-        raise DataError(f"is damaged: its checksum is {found}, expected {expected}", path=str(path))
-    return decode(tensors, path=str(path))
-
-
 def check_same_recipe(run: Path, wanted: recipes.Recipe) -> None:
     """Raise `RecipeError` unless the run trains this recipe; only its length may differ."""
 
@@ -452,26 +401,9 @@ def _differences(old: Any, new: Any, where: str) -> list[tuple[str, tuple[Any, A
     return [] if old == new else [(where, (old, new))]
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    crc = 0
-    for name in sorted(tensors):
-        flat = tensors[name].contiguous().reshape(-1)
-        crc = google_crc32c.extend(google_crc32c.extend(crc, name.encode()), flat.view(torch.uint8).numpy())
-    return f"{crc:08x}"
-
-
 def _remove(folder: Path) -> None:
     """Renamed first: a half-removed folder must not look like a checkpoint."""
     doomed = folder.with_name(folder.name + ".partial-removal")
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(folder, doomed)
     shutil.rmtree(doomed)
-
-
-def _flush(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

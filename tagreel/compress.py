@@ -20,17 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tagreel.checkpoint import (
-    check_new,
-    model_files,
-    read_json,
-    read_tensors,
-    storage_of,
-    write_json,
-    write_tensors,
-)
+from tagreel.checkpoint import check_new, model_files, storage_of
 from tagreel.errors import RecipeError
 from tagreel.evaluate import evaluate
+from tagreel.files import read_json, read_tensors, write_json, write_tensors
 from tagreel.loader import Loader
 from tagreel.model import Model, Tagger, build, with_inference
 from tagreel.recipe import Recipe, from_json, to_json

@@ -15,7 +15,7 @@ from tagreel.batch import Batch
 from tagreel.errors import RecipeError
 from tagreel.inference import keep_top
 from tagreel.model import Model
-from tagreel.recipe import Part
+from tagreel.parts import Part
 from tagreel.sampling import AllFrames, view
 
 

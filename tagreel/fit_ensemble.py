@@ -32,7 +32,7 @@ from tagreel.errors import DataError, RecipeError, TagreelError
 from tagreel.evaluate import scoring_loader
 from tagreel.model import Model
 from tagreel.panel import By, ModelPanel
-from tagreel.recipe import Part, override_part
+from tagreel.parts import Part, override_part
 from tagreel.recorded import Recorded
 from tagreel.runtime import pick_device
 from tagreel.source import Source

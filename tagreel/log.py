@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from tagreel.errors import RecipeError
+from tagreel.files import write_text
 from tagreel.loader import Loader
 
 Row = dict[str, Any]
@@ -78,9 +78,7 @@ class Log:
         path = out / "log.jsonl"
         # A killed run may have logged steps that the resumed one takes again.
         kept = [line for line in read_log(out) if line.get("step", 0) <= step]
-        temporary = path.with_name("log.jsonl.partial")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = path.open("a", buffering=1, encoding="utf-8")
         self.writer: Any = None
         if open_writer is not None:

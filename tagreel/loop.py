@@ -34,6 +34,7 @@ from tagreel import checkpoint
 from tagreel import recipe as recipes
 from tagreel.batch import Batch
 from tagreel.errors import DataError, RecipeError
+from tagreel.files import read_json, read_tensors, write_json
 from tagreel.loader import Loader
 from tagreel.log import Log, Meter, Row
 from tagreel.model import Tagger
@@ -269,8 +270,8 @@ class Loop:
         return self.state.step >= self.total_steps or self.stop.is_set()
 
     def _restore(self, folder: Path, position: Row) -> None:
-        weights = checkpoint.read_tensors(folder / "model.safetensors")
-        tensors = checkpoint.read_tensors(folder / "training.safetensors")
+        weights = read_tensors(folder / "model.safetensors")
+        tensors = read_tensors(folder / "training.safetensors")
         if self.shown is not self.model:
             checkpoint.load_weights(self.shown, weights, path=str(folder))
             weights = {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("weights.")}
@@ -294,7 +295,7 @@ def find_position(out: Path, recipe: recipes.Recipe, identity: Row, *, resume: b
         raise RecipeError(f"{out} already holds a run; go on with it by --resume, or choose another folder")
     checkpoint.check_same_recipe(out, recipe)
     path = found[-1] / "training.json"
-    position = checkpoint.read_json(path)
+    position = read_json(path)
     expected = {*(entry.name for entry in fields(State)), "damaged", *identity}
     if not isinstance(position, dict) or set(position) != expected:
         raise DataError("not the position of a training as tagreel writes it", path=str(path))
@@ -362,4 +363,4 @@ def _open_folder(out: Path, recipe: recipes.Recipe) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecipeError(f"--out {out}: {error.strerror}") from error
-    checkpoint.write_json(out / "recipe.json", recipes.to_json(recipe))
+    write_json(out / "recipe.json", recipes.to_json(recipe))

@@ -18,7 +18,8 @@ from tagreel.batch import Batch, dequantize
 from tagreel.errors import DataError, RecipeError
 from tagreel.layers.l2_norm import joint_l2_norm
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
-from tagreel.recipe import Part, Recipe, override, to_json
+from tagreel.parts import Part
+from tagreel.recipe import Recipe, override, to_json
 from tagreel.sampling import AllFrames, view
 
 

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tagreel.batch import Batch
-from tagreel.checkpoint import read_json, write_json
 from tagreel.errors import DataError, RecipeError
+from tagreel.files import read_json, write_json, written_whole
 from tagreel.loader import Loader
 from tagreel.model import Model, top_classes
 from tagreel.predictions import FORMATS, RANKED, line_error, table, write, write_ranking
@@ -119,9 +119,8 @@ def predict(
     if not done:
         parts.remove()
         raise DataError("no record could be read", path=str(loader.source.paths[0]))
-    temporary = out.with_name(out.name + ".partial")
-    output.write(temporary, parts, out.suffix)
-    _commit(temporary, out)
+    with written_whole(out) as temporary:
+        output.write(temporary, parts, out.suffix)
     parts.remove()
     return Prediction(path=out, rows=done, resumed=resumed, damaged=listed_damage)
 
@@ -305,10 +304,8 @@ class _Parts:
         return [line for lines in noted for line in json.loads(lines)]
 
     def add(self, table: pa.Table, damaged: list[str]) -> None:
-        path = self._path(len(self))
-        temporary = path.with_suffix(".partial")
-        pq.write_table(table.replace_schema_metadata({"damaged": json.dumps(damaged)}), temporary)
-        _commit(temporary, path)
+        with written_whole(self._path(len(self))) as temporary:
+            pq.write_table(table.replace_schema_metadata({"damaged": json.dumps(damaged)}), temporary)
 
     def tables(self, *columns: str) -> Iterator[pa.Table]:
         for index in range(len(self)):
@@ -326,10 +323,3 @@ def _readable(part: Path) -> bool:
     except (OSError, pa.ArrowException):
         return False
     return True
-
-
-def _commit(temporary: Path, path: Path) -> None:
-    """Give a whole file its name; on disk first, or a power cut could leave the name without the rows."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -9,7 +9,6 @@ checkpoint: its members are trained one by one.
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
 import importlib.util
@@ -22,15 +21,14 @@ import sys
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tagreel.errors import RecipeError
+from tagreel.parts import Part as Part  # recipes are written with it
+from tagreel.parts import check, check_value, decode, encode, hints_of, no_such, set_at
 
-Part = partial[Any]
-_SAFE_PACKAGES = ("tagreel", "torch.optim")
 _OWN_FILES: set[str] = set()
 
 
@@ -128,7 +126,7 @@ class Recipe:
     about: About = About()
 
     def __post_init__(self) -> None:
-        _check(self, "")
+        check(self, "")
         for name, stream in self.streams.items():
             if "." in name:
                 raise RecipeError(f"streams: the name {name!r} holds a dot; --set could not reach it")
@@ -210,10 +208,10 @@ class Ensemble:
     about: About = About()
 
     def __post_init__(self) -> None:
-        hints = _hints(Ensemble)
+        hints = hints_of(Ensemble)
         for item in fields(self):
-            _check_value(getattr(self, item.name), hints[item.name], item.name)
-        _check(self.about, "about")
+            check_value(getattr(self, item.name), hints[item.name], item.name)
+        check(self.about, "about")
         if not self.members:
             raise RecipeError("members: an ensemble needs at least one")
         for name in self.members:
@@ -229,7 +227,7 @@ class Ensemble:
             return
         for name in self.weights:
             if name not in self.members:
-                raise _no_such("weights", "there is no member", name, self.members)
+                raise no_such("weights", "there is no member", name, self.members)
         for name in self.members:
             if name not in self.weights:
                 raise RecipeError(f"weights: there is none for {name!r}; give it 0 to leave it out")
@@ -388,156 +386,18 @@ def override(recipe: Kind, setting: str, *, trust: tuple[str, ...] = ()) -> Kind
     path, equals, text = setting.partition("=")
     if not equals:
         raise RecipeError(f"--set {setting}: expected PATH=VALUE, for example training.batch_size=256")
-    changed = _set(recipe, path.strip().split("."), text.strip(), "", trust)
+    keys = path.strip().split(".")
+    changed = set_at(recipe, keys, text.strip(), "", trust)
+    if keys[-2:] == ["training", "epochs"]:
+        # Or a recipe that counts in steps would pass over the setting.
+        changed = set_at(changed, [*keys[:-1], "steps"], "none", "", trust)
     assert isinstance(changed, type(recipe))
     return changed
 
 
-def override_part(part: Part, setting: str, *, where: str) -> Part:
-    """What fills a slot, with one of its options changed: `members=7`; `where` names the slot in errors."""
-    option, equals, text = setting.partition("=")
-    if not equals:
-        raise RecipeError(f"--set {setting}: expected OPTION=VALUE")
-    changed = _set(part, option.strip().split("."), text.strip(), where, ())
-    _check(changed, where)
-    assert isinstance(changed, partial)
-    return changed
-
-
-def _set(node: Any, keys: list[str], text: str, where: str, trust: tuple[str, ...], hint: Any = Any) -> Any:
-    if not keys:
-        value = _parse(text, trust)
-        # What only fits as the text it is stays that: clip=none, or a file whose name is a number.
-        return text if _fits(text, hint) and not _fits(value, hint) else value
-    key, rest = keys[0], keys[1:]
-    here = f"{where}.{key}" if where else key
-    if isinstance(node, partial):
-        options = _options(node.func)
-        if key not in options:
-            raise _no_such(where, f"{node.func.__name__} has no option", key, options)
-        current = node.keywords.get(key, options[key].default)
-        declared = _hints(getattr(node.func, "__init__", node.func)).get(key, Any)
-        return partial(node.func, **{**node.keywords, key: _set(current, rest, text, here, trust, declared)})
-    if is_dataclass(node) and not isinstance(node, type):
-        known = [f.name for f in fields(node)]
-        if key not in known:
-            raise _no_such(where or "recipe", "there is no setting", key, known)
-        declared = _hints(type(node))[key]
-        changes = {key: _set(getattr(node, key), rest, text, here, trust, declared)}
-        if isinstance(node, Training) and key == "epochs":
-            changes["steps"] = None  # or a recipe that counts in steps would pass over the setting
-        return replace(node, **changes)
-    if isinstance(node, Mapping):
-        if key not in node:
-            raise _no_such(where, "there is no", key, node)
-        return {**node, key: _set(node[key], rest, text, here, trust)}
-    if isinstance(node, tuple):
-        if not key.isdigit() or int(key) >= len(node):
-            raise _no_such(where, "there is no item", key, [str(i) for i in range(len(node))])
-        index = int(key)
-        return (*node[:index], _set(node[index], rest, text, here, trust), *node[index + 1 :])
-    raise RecipeError(f"{here}: {where} is {node!r} and has nothing inside")
-
-
-def _parse(text: str, trust: tuple[str, ...]) -> Any:
-    words = {"true": True, "false": False, "none": None, "null": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    if text.startswith(tuple(f"{package}." for package in (*_SAFE_PACKAGES, *trust))):
-        return partial(_import_class(text, trust))
-    try:
-        return _tupled(ast.literal_eval(text))
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(map(_tupled, value)) if isinstance(value, list | tuple) else value
-
-
-def _no_such(where: str, what: str, key: str, known: typing.Iterable[str]) -> RecipeError:
-    listed = list(known)
-    close = difflib.get_close_matches(key, listed, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return RecipeError(f"{where}: {what} {key!r}{hint} (it has: {', '.join(listed) or 'none'})")
-
-
-def _options(func: Any) -> dict[str, inspect.Parameter]:
-    """What a recipe may set of a class: the constructor's parameters that have a default."""
-    parameters = inspect.signature(func).parameters
-    return {name: p for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
-
-
-def _check(node: Any, where: str) -> None:
-    """Raise `RecipeError` for the first name or value in the tree that does not fit its declaration."""
-    if isinstance(node, partial):
-        if node.args:
-            raise RecipeError(f"{where}: partial({node.func.__name__}, ...) takes its options by keyword")
-        options, hints = _options(node.func), _hints(getattr(node.func, "__init__", node.func))
-        for name, value in node.keywords.items():
-            if name not in options:
-                raise _no_such(where, f"{node.func.__name__} has no option", name, options)
-            _check_value(value, hints.get(name, Any), f"{where}.{name}")
-            _check(value, f"{where}.{name}")
-    elif is_dataclass(node) and not isinstance(node, type):
-        hints = _hints(type(node))
-        for item in fields(node):
-            here = f"{where}.{item.name}" if where else item.name
-            _check_value(getattr(node, item.name), hints[item.name], here)
-            _check(getattr(node, item.name), here)
-    elif isinstance(node, Mapping):
-        for name, value in node.items():
-            _check(value, f"{where}.{name}")
-    elif isinstance(node, tuple):
-        for index, value in enumerate(node):
-            _check(value, f"{where}.{index}")
-
-
-def _hints(thing: Any) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(thing)
-    except NameError:  # a foreign class whose annotations need names we do not have
-        return {}
-
-
-def _check_value(value: Any, hint: Any, where: str) -> None:
-    if not _fits(value, hint):
-        shown = hint.__name__ if isinstance(hint, type) else str(hint)
-        for module in ("collections.abc.", "functools.", "typing.", "tagreel.recipe."):
-            shown = shown.replace(module, "")
-        found = value.func.__name__ if isinstance(value, partial) else repr(value)
-        # As on a command line, where a class is named.
-        name = isinstance(value, str) and "partial" in shown
-        mended = "; a class is named with its module, such as tagreel.inference.MultiCrop" if name else ""
-        raise RecipeError(f"{where}: expected {shown}, found {found}{mended}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, choice) for choice in args)
-    if origin is Literal:
-        return value in args
-    if origin is partial:
-        return isinstance(value, partial)
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if args[-1:] == (Ellipsis,):
-            return all(_fits(item, args[0]) for item in value)
-        return len(value) == len(args) and all(map(_fits, value, args))
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(_fits(item, args[1]) for item in value.values())
-    if hint in (int, float):
-        return isinstance(value, int | hint) and not isinstance(value, bool)
-    return not isinstance(hint, type) or isinstance(value, hint)
-
-
 def to_json(recipe: Recipe | Ensemble) -> dict[str, Any]:
     """Plain data with every option spelled out, so that a later change of a default changes nothing here."""
-    encoded = _encode(recipe)
+    encoded = encode(recipe)
     assert isinstance(encoded, dict)
     return encoded
 
@@ -545,7 +405,7 @@ def to_json(recipe: Recipe | Ensemble) -> dict[str, Any]:
 def from_json(data: Any, *, where: str = "recipe", trust: tuple[str, ...] = ()) -> Recipe:
     """The recipe that `to_json` wrote. Classes are taken from tagreel and torch.optim, and from `trust`."""
     try:
-        values = {key: _decode(value, trust) for key, value in dict(data).items()}
+        values = {key: decode(value, trust) for key, value in dict(data).items()}
         values["streams"] = {name: Stream(**stream) for name, stream in values["streams"].items()}
         values["training"] = Training(**values["training"])
         values["about"] = About(**values.get("about", {}))
@@ -590,49 +450,3 @@ def _read(path: Path) -> Any:
         raise RecipeError(f"{path}: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"{path}: not JSON: {error}") from error
-
-
-def _encode(node: Any) -> Any:
-    if isinstance(node, partial):
-        defaults = {name: p.default for name, p in _options(node.func).items()}
-        options = {name: _encode(value) for name, value in (defaults | node.keywords).items()}
-        module, name = node.func.__module__, node.func.__qualname__
-        if getattr(sys.modules.get(module), name, None) is not node.func:
-            raise RecipeError(f"{module}.{name} cannot be found again by that name; define it in a module")
-        return {"class": f"{node.func.__module__}.{node.func.__qualname__}", "options": options}
-    if is_dataclass(node) and not isinstance(node, type):
-        return {item.name: _encode(getattr(node, item.name)) for item in fields(node)}
-    if isinstance(node, Mapping):
-        return {name: _encode(value) for name, value in node.items()}
-    if isinstance(node, tuple | list):
-        return [_encode(value) for value in node]
-    return node
-
-
-def _decode(value: Any, trust: tuple[str, ...]) -> Any:
-    if isinstance(value, dict):
-        if set(value) == {"class", "options"}:
-            options = {name: _decode(option, trust) for name, option in value["options"].items()}
-            return partial(_import_class(value["class"], trust), **options)
-        return {name: _decode(item, trust) for name, item in value.items()}
-    return tuple(_decode(item, trust) for item in value) if isinstance(value, list) else value
-
-
-def _import_class(name: str, trust: tuple[str, ...]) -> type:
-    """Import a class from a trusted package, and nothing that merely is at hand in one of its modules."""
-    allowed = tuple(f"{package}." for package in (*_SAFE_PACKAGES, *trust))
-    module, _, attribute = name.rpartition(".")
-    if not name.startswith(allowed):
-        raise RecipeError(
-            f"{name} is not of a trusted package ({', '.join((*_SAFE_PACKAGES, *trust))}); "
-            f"if you know it: --trust {module.partition('.')[0]}"
-        )
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        ours = name.startswith("tagreel.")
-        where = "in this version of tagreel" if ours else "here; install its package, or go to its folder"
-        raise RecipeError(f"there is no {name} {where}") from error
-    if not isinstance(found, type) or not f"{found.__module__}.".startswith(allowed):
-        raise RecipeError(f"{name} is not a class of a trusted package")
-    return found

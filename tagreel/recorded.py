@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,9 +20,10 @@ from torch import Tensor
 
 from tagreel.batch import Batch
 from tagreel.errors import DataError
+from tagreel.files import written_whole
 from tagreel.model import Model
+from tagreel.parts import Part
 from tagreel.predictions import PredictionFile, table, write
-from tagreel.recipe import Part
 from tagreel.sampling import AllFrames
 
 _BATCH = 1024
@@ -103,11 +103,9 @@ class Recorded(Model):
 
     def write(self, path: Path) -> None:
         """Write the same predictions as a .parquet file."""
-        temporary = path.with_name(path.name + ".partial")
-        write(temporary, map(self._table, range(0, len(self._ids), _ROWS)), ".parquet", partial=self._partial)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        tables = map(self._table, range(0, len(self._ids), _ROWS))
+        with written_whole(path) as temporary:
+            write(temporary, tables, ".parquet", partial=self._partial)
 
     def _read(self, file: PredictionFile, classes: int | None) -> NDArray[np.int64]:
         """Take over rows; how many tags each has."""

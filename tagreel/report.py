@@ -10,7 +10,6 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
@@ -19,6 +18,7 @@ from string import Template
 from typing import Any, NamedTuple, TypedDict
 
 from tagreel.errors import TagreelError
+from tagreel.files import write_text
 
 
 class ClassScore(TypedDict):
@@ -190,8 +190,8 @@ class Report:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         as_json, as_html = folder / "report.json", folder / "report.html"
-        _write(as_json, json.dumps(self.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-        _write(as_html, self.html())
+        write_text(as_json, json.dumps(self.to_json(), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+        write_text(as_html, self.html())
         return as_json, as_html
 
     def _metric_rows(self) -> list[dict[str, Any]]:
@@ -237,15 +237,6 @@ def _inside_script(data: Any) -> str:
 
 def _asset(name: str) -> str:
     return files("tagreel").joinpath("assets", *name.split("/")).read_text(encoding="utf-8")
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _score(value: float | None) -> str:

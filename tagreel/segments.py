@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from tagreel.batch import Example, Shard, dequantize
 from tagreel.errors import DataError, RecipeError
+from tagreel.files import written_whole
 from tagreel.source import Source
 
 
@@ -128,8 +129,7 @@ def _write(
     }
     if label_names is not None:
         arrays["label_names"] = np.array(label_names)
-    temporary = target.with_name(target.name + ".partial")
-    with temporary.open("wb") as file:
+    with written_whole(target) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
             id=np.array([example.id for example in examples]),
@@ -138,7 +138,6 @@ def _write(
             frame_offsets=np.cumsum([0, *counts]),
             **arrays,
         )
-    os.replace(temporary, target)
 
 
 def segment_means(frames: NDArray[np.generic], segments: int) -> NDArray[np.float32]:

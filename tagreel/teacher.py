@@ -33,9 +33,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tagreel.batch import Batch
-from tagreel.checkpoint import find, load, model_files, read_json, write_json
+from tagreel.checkpoint import find, load, model_files
 from tagreel.errors import DataError
 from tagreel.evaluate import check_names, scoring_loader
+from tagreel.files import read_json, write_json
 from tagreel.predict import predict
 from tagreel.predictions import PredictionFile, Rows
 from tagreel.source import Source

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import tagreel
@@ -134,7 +135,7 @@ def test_weights_that_share_memory_are_saved(tmp_path, model):
 
 def test_a_full_disk_is_one_line(tmp_path, model, monkeypatch):
     def full(tensors, path, **_):
-        raise checkpoint.SafetensorError("No space left on device")
+        raise SafetensorError("No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(DataError, match="cannot be written: No space left on device"):

@@ -39,8 +39,8 @@ FOLDERS = {
 
 # Data flows from left to right; a stage imports what stands before it, and the layers.
 STAGES = [
-    *("errors", "batch", "runtime", "vocabulary", "sampling", "schedule", "inference", "recipe"),
-    *("source", "loader", "model", "ensemble", "predictions", "recorded", "storage", "checkpoint"),
+    *("errors", "batch", "runtime", "vocabulary", "sampling", "schedule", "inference", "parts", "recipe"),
+    *("source", "loader", "model", "ensemble", "storage", "files", "predictions", "recorded", "checkpoint"),
     *(
         "report",
         "chart",

@@ -345,12 +345,12 @@ def test_a_write_that_fails_leaves_the_earlier_report_and_nothing_else(
     before = make_report()
     before.write(tmp_path)
 
-    def full(self: Path, target: Path) -> Path:
-        assert self.parent == Path(target).parent, "only a rename within one folder is atomic"
-        assert os.path.getsize(self) > 0
+    def full(source: Path, target: Path) -> None:
+        assert source.parent == target.parent, "only a rename within one folder is atomic"
+        assert os.path.getsize(source) > 0
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space left"):
         make_report(title="after").write(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]

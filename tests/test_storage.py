@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tagreel.checkpoint import read_tensors, write_tensors
 from tagreel.errors import DataError, RecipeError
+from tagreel.files import read_tensors, write_tensors
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
 from tagreel.storage import EIGHT_BITS, STORAGES, decode, encode, size
 

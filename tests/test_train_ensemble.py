@@ -11,9 +11,9 @@ import torch
 import tagreel
 from tagreel import train_ensemble as stage
 from tagreel.batch import Batch
-from tagreel.checkpoint import write_json
 from tagreel.errors import RecipeError, TagreelError
 from tagreel.evaluate import scoring_loader
+from tagreel.files import write_json
 from tagreel.layers.neighbours import Neighbours
 from tagreel.pools.nextvlad import NeXtVLAD
 from tagreel.recipe import Ensemble, Stream, to_json

@@ -35,8 +35,8 @@ def demo(
         for name in ("data", "run"):
             shutil.rmtree(out / name, ignore_errors=True)
     from tagreel import recipe as recipes
-    from tagreel.checkpoint import write_json
     from tagreel.demo import best_possible, write_planted
+    from tagreel.files import write_json
     from tagreel.readers.synthetic import Planted
     from tagreel.source import Source
     from tagreel.train import train as train_recipe

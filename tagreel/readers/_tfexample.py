@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tagreel.errors import DataError
 from tagreel.readers._tfrecord import RecordFile
 
+ID_KEYS = {"id", "video_id"}
 Values = list[bytes] | NDArray[Any]
 _BYTES, _FLOATS, _INTS = 0x0A, 0x12, 0x1A  # the tags of fields 1, 2 and 3, each a length and its content
 _VARINT, _FIXED64, _SIZED, _FIXED32 = 0, 1, 2, 5
@@ -123,7 +124,10 @@ def first_record(path: str | Path) -> Record | None:
         for check_crc in (True, False):
             for index in range(len(file)):
                 try:
-                    return parse(file.payload(index, check_crc=check_crc))
+                    record = parse(file.payload(index, check_crc=check_crc))
+                    # Where the checksum is wrong the keys may be as well.
+                    if check_crc or not ID_KEYS.isdisjoint(record.context):
+                        return record
                 except DataError:
                     continue
                 except MalformedError:

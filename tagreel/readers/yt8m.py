@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tagreel.batch import Example
 from tagreel.errors import DataError
-from tagreel.readers._tfexample import MalformedError, Record, first_record, named_tfrecord, parse
+from tagreel.readers._tfexample import ID_KEYS, MalformedError, Record, first_record, named_tfrecord, parse
 from tagreel.readers._tfrecord import RecordFile
 
 SEGMENT_SECONDS = 5
@@ -47,7 +47,7 @@ class YT8M:
         record = first_record(path)
         if record is None:
             return named_tfrecord(path)
-        return not {"id", "video_id"}.isdisjoint(record.context) and "audio_embedding" not in record.lists
+        return not ID_KEYS.isdisjoint(record.context) and "audio_embedding" not in record.lists
 
     def __len__(self) -> int:
         return len(self._file) if self._segments is None else len(self._segments)

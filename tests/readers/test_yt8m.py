@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tagreel.errors import DataError
@@ -195,6 +195,7 @@ VIDEOS = [
 
 
 @settings(max_examples=200, deadline=2000)
+@example("flip", 0.11328125, 1, "a.tfrecord.gz", False)  # which once hit the name of the id
 @given(
     st.sampled_from(["flip", "cut", "zero"]),
     st.floats(0, 1, exclude_max=True),
