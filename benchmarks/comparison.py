@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from tagreel.files import write_json
-from tagreel.model import count_parameters
 from tagreel.recipe import Recipe
 from tagreel.source import Source
+from tagreel.tagger import count_parameters
 from tagreel.train import train
 
 METRICS = {"map": "mAP", "gap@20": "GAP@20", "hit@1": "Hit@1", "perr": "PERR"}

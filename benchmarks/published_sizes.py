@@ -23,9 +23,9 @@ import torch
 from tagreel.batch import Example
 from tagreel.files import write_json
 from tagreel.loader import collate
-from tagreel.model import build
 from tagreel.optimization import Optimization
 from tagreel.recipe import find, names, to_json
+from tagreel.tagger import build
 from tagreel.train import training_loss
 
 RESULTS = Path("docs/results/published_sizes.json")

@@ -38,12 +38,13 @@ from tagreel.layers.dropout import Dropout
 from tagreel.layers.latent_concepts import LatentConcepts
 from tagreel.layers.mixture import Mixture
 from tagreel.layers.residual_mlp import ResidualMLP
-from tagreel.model import Model, set_inference
+from tagreel.model import Model
 from tagreel.panel import By
 from tagreel.recipe import Recipe
 from tagreel.remember import remember
 from tagreel.sampling import RandomFrames
 from tagreel.source import Source
+from tagreel.tagger import set_inference
 from tagreel.train import train
 
 CPU = torch.device("cpu")

@@ -23,8 +23,8 @@ _HOMES = {
     "RecipeError": "tagreel.errors",
     "Source": "tagreel.source",
     "Tag": "tagreel.model",
-    "Tagger": "tagreel.model",
-    "build": "tagreel.model",
+    "Tagger": "tagreel.tagger",
+    "build": "tagreel.tagger",
     "load": "tagreel.checkpoint",
 }
 
@@ -49,9 +49,10 @@ if TYPE_CHECKING:
     from tagreel.checkpoint import load
     from tagreel.errors import DataError, RecipeError
     from tagreel.loader import Loader
-    from tagreel.model import Model, Tag, Tagger, build
+    from tagreel.model import Model, Tag
     from tagreel.recipe import Ensemble, Recipe
     from tagreel.source import Source
+    from tagreel.tagger import Tagger, build
 
 
 def __getattr__(name: str) -> Any:

@@ -27,9 +27,9 @@ from tagreel.checkpoint import check_new, checkpoints, facts, load_tagger, save_
 from tagreel.errors import DataError, RecipeError
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
 from tagreel.loader import Loader
-from tagreel.model import Tagger
 from tagreel.runtime import pick_device
 from tagreel.source import Source
+from tagreel.tagger import Tagger
 
 
 @dataclass(frozen=True)

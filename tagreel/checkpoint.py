@@ -34,8 +34,9 @@ from tagreel import recipe as recipes
 from tagreel.ensemble import EnsembleTagger
 from tagreel.errors import DataError, RecipeError, TagreelError
 from tagreel.files import flush, read_json, read_tensors, write_json, write_tensors
-from tagreel.model import Model, Tagger, build
+from tagreel.model import Model
 from tagreel.recorded import Recorded
+from tagreel.tagger import Tagger, build
 
 _STEP = re.compile(r"step-(\d{8,})")
 _KNOWS_CLASSES = re.compile(r"(^|\.)(head|output|late)\.")

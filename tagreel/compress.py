@@ -25,9 +25,10 @@ from tagreel.errors import RecipeError
 from tagreel.evaluate import evaluate
 from tagreel.files import read_json, read_tensors, write_json, write_tensors
 from tagreel.loader import Loader
-from tagreel.model import Model, Tagger, build, with_inference
+from tagreel.model import Model
 from tagreel.recipe import Recipe, from_json, to_json
 from tagreel.storage import EIGHT_BITS, decode, encode, size
+from tagreel.tagger import Tagger, build, with_inference
 
 _UNITS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3}
 

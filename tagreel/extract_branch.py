@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tagreel.checkpoint import check_new, facts, find, load_tagger, save_model
 from tagreel.errors import RecipeError
-from tagreel.model import build
 from tagreel.recipe import Recipe
+from tagreel.tagger import build
 
 
 @dataclass(frozen=True)

@@ -37,10 +37,10 @@ from tagreel.errors import DataError, RecipeError
 from tagreel.files import read_json, read_tensors, write_json
 from tagreel.loader import Loader
 from tagreel.log import Log, Meter, Row
-from tagreel.model import Tagger
 from tagreel.optimization import Optimization
 from tagreel.runtime import seed_everything
 from tagreel.source import Source
+from tagreel.tagger import Tagger
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tagreel.batch import Batch, Example
-from tagreel.model import Tagger, build
 from tagreel.optimization import Optimization
 from tagreel.recipe import Recipe, Training
+from tagreel.tagger import Tagger, build
 
 _CUDA_CONTEXT = 500 * 2**20
 _ONCE_AT_WORK = 100 * 2**20  # libraries loaded late, and what the allocator keeps; 60 to 230 MB measured

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tagreel.errors import RecipeError
-from tagreel.model import Tagger
 from tagreel.recipe import Training
+from tagreel.tagger import Tagger
 
 
 class Optimization:

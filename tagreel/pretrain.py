@@ -26,9 +26,9 @@ from tagreel.errors import DataError, RecipeError
 from tagreel.loader import Loader
 from tagreel.log import Row, summary_writer
 from tagreel.loop import Loop, Outcome, find_position, prepare, set_by_signals
-from tagreel.model import Tagger
 from tagreel.runtime import pick_device, seed_everything
 from tagreel.source import Source
+from tagreel.tagger import Tagger
 from tagreel.train import settle
 
 

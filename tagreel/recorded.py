@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tagreel.batch import Batch
 from tagreel.errors import DataError
 from tagreel.files import written_whole
+from tagreel.lists import Lists, Places
 from tagreel.model import Model
 from tagreel.parts import Part
 from tagreel.predictions import PredictionFile, table, write
@@ -57,22 +57,19 @@ class Recorded(Model):
         self._names = {c: name for c, name in enumerate(label_names or ()) if name != f"class {c}"}
         file = PredictionFile(path)
         self._partial = file.partial
-        lengths = self._transposed(file, classes) if file.is_ranking else self._read(file, classes)
-        if not len(lengths):
+        self._lists = self._transposed(file, classes) if file.is_ranking else self._read(file, classes)
+        if not len(self._ids):
             raise DataError("holds no predictions", path=self.path)
-        self._offsets = np.concatenate([[0], np.cumsum(lengths)])
-        hashes = np.concatenate([_hashes(piece.to_pylist()) for piece in self._ids.chunks])
-        self._order = np.argsort(hashes, kind="stable")
-        self._hashes = hashes[self._order]
-        for at in np.flatnonzero(self._hashes[1:] == self._hashes[:-1])[:1]:
-            first, second = self._order[at : at + 2].tolist()
+        self._places = Places([Places.hashes(piece.to_pylist()) for piece in self._ids.chunks])
+        if self._places.twice is not None:
+            first, second = self._places.twice
             raise DataError(
                 f"has the video {self._ids[second].as_py()!r} twice, as its row {first + 1:,} and its row "
                 f"{second + 1:,}; expected one row a video",
                 path=self.path,
             )
         if classes is None:
-            classes = int(self._classes.max(initial=0)) + 1
+            classes = int(self._lists.classes.max(initial=0)) + 1
         self.name_classes(classes, [self._names.get(c, f"class {c}") for c in range(classes)])
         # A file that mentions some classes alone does not know the names of all.
         self.has_label_names = named or len(self._names) == classes
@@ -91,15 +88,7 @@ class Recorded(Model):
 
         Raises `DataError` for a video that the file does not have.
         """
-        rows = self._find(batch.ids)
-        starts = self._offsets[rows]
-        lengths = np.where(rows < 0, 0, self._offsets[rows + 1] - starts)
-        videos = np.repeat(np.arange(len(rows)), lengths)
-        # Counted through all tags of the batch, but from where each video's own begin.
-        tags = np.arange(len(videos)) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
-        scores = np.zeros((len(rows), self.classes), np.float32)
-        scores[videos, self._classes[tags]] = self._scores[tags]
-        return torch.from_numpy(scores).to(batch.label_ids.device)
+        return self._lists.dense(self._find(batch.ids), self.classes, batch.label_ids.device)
 
     def write(self, path: Path) -> None:
         """Write the same predictions as a .parquet file."""
@@ -107,8 +96,8 @@ class Recorded(Model):
         with written_whole(path) as temporary:
             write(temporary, tables, ".parquet", partial=self._partial)
 
-    def _read(self, file: PredictionFile, classes: int | None) -> NDArray[np.int64]:
-        """Take over rows; how many tags each has."""
+    def _read(self, file: PredictionFile, classes: int | None) -> Lists:
+        """Take over the ids of rows; their lists."""
         ids, lengths = [], [np.zeros(0, np.int64)]
         labels: list[NDArray[Any]] = [np.zeros(0, np.uint16)]
         scores = [np.zeros(0, np.float32)]
@@ -120,11 +109,10 @@ class Recorded(Model):
             if rows.names is not None:
                 self._learn_names(rows.classes, rows.names)
         self._ids = pa.chunked_array(ids, pa.large_string())
-        self._classes, self._scores = np.concatenate(labels), np.concatenate(scores)
-        return np.concatenate(lengths)
+        return Lists(np.concatenate(lengths), np.concatenate(labels), np.concatenate(scores))
 
-    def _transposed(self, file: PredictionFile, classes: int | None) -> NDArray[np.int64]:
-        """Take over a ranking, a row a class, by segment; how many tags each has."""
+    def _transposed(self, file: PredictionFile, classes: int | None) -> Lists:
+        """Take over the ids of a ranking, a row a class; their lists, by segment."""
         numbers: dict[str, int] = {}
         found = [np.zeros(0, np.int32)]
         labels: list[NDArray[Any]] = [np.zeros(0, np.uint16)]
@@ -142,10 +130,9 @@ class Recorded(Model):
         lengths = np.bincount(rows, minlength=len(numbers))
         order = np.argsort(rows, kind="stable")
         del rows
-        self._classes = np.concatenate(labels)[order]
+        ordered = np.concatenate(labels)[order]
         labels.clear()
-        self._scores = np.concatenate(scores)[order]
-        return lengths
+        return Lists(lengths, ordered, np.concatenate(scores)[order])
 
     def _learn_names(self, classes: NDArray[np.int64], names: list[str]) -> None:
         """Take over the names of classes; raises `DataError` for one that goes by another name already."""
@@ -162,10 +149,8 @@ class Recorded(Model):
 
     def _find(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """The rows of videos, -1 where a ranking does not list a segment."""
-        wanted = _hashes(ids)
-        at = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
-        known = self._hashes[at] == wanted
-        for missing in np.flatnonzero(~known).tolist():
+        places = self._places.find(ids)
+        for missing in np.flatnonzero(places < 0).tolist():
             if not self._partial:
                 raise DataError(
                     f"has no row for the video {ids[missing]!r}; expected one for every video to score, as "
@@ -178,29 +163,27 @@ class Recorded(Model):
                     "segments alone",
                     path=self.path,
                 )
-        return np.where(known, self._order[at], -1)
+        return places
 
     def _table(self, first: int) -> pa.Table:
         """Some rows as a file has them."""
-        offsets = self._offsets[first : first + _ROWS + 1]
+        lists = self._lists
+        offsets = lists.offsets[first : first + _ROWS + 1]
         tags = slice(offsets[0], offsets[-1])
         ids = self._ids.slice(first, _ROWS).to_pylist()
-        return table(ids, np.diff(offsets), self._classes[tags], self._scores[tags], self.label_names)
+        assert lists.numbers is not None
+        return table(ids, np.diff(offsets), lists.classes[tags], lists.numbers[tags], self.label_names)
 
     @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
         for piece in self._ids.chunks:
             digest.update(json.dumps(piece.to_pylist()).encode())
-        for array in (self._offsets, self._classes, self._scores):
+        for array in (self._lists.offsets, self._lists.classes, self._lists.numbers):
+            assert array is not None
             digest.update(array.tobytes())
         return digest.hexdigest()
 
 
 def _narrow(classes: NDArray[np.int64]) -> NDArray[Any]:
     return classes.astype(np.uint16 if classes.max(initial=0) < 1 << 16 else np.int32)
-
-
-def _hashes(ids: Sequence[str]) -> NDArray[np.int64]:
-    """64 bits of each id, the same within this process; of six million two agree once in a million times."""
-    return np.fromiter(map(hash, ids), np.int64, len(ids))

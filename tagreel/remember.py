@@ -24,9 +24,9 @@ from tagreel.errors import DataError, RecipeError
 from tagreel.evaluate import check_names, scoring_loader
 from tagreel.layers.neighbours import Neighbours
 from tagreel.loader import Loader
-from tagreel.model import Tagger
 from tagreel.runtime import pick_device
 from tagreel.source import Source
+from tagreel.tagger import Tagger
 
 
 @dataclass(frozen=True)

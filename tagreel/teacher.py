@@ -37,6 +37,7 @@ from tagreel.checkpoint import find, load, model_files
 from tagreel.errors import DataError
 from tagreel.evaluate import check_names, scoring_loader
 from tagreel.files import read_json, write_json
+from tagreel.lists import Lists, Places
 from tagreel.predict import predict
 from tagreel.predictions import PredictionFile, Rows
 from tagreel.source import Source
@@ -79,28 +80,25 @@ class Teacher:
         for rows in self._file.rows(classes=classes):
             if label_names is not None and not ids:
                 self._check_names(rows, label_names)
-            ids.append(_hashes(rows.ids))
+            ids.append(Places.hashes(rows.ids))
             if distill:
                 kept.append((rows.lengths, rows.classes.astype(self._label_type), _halved(rows.scores)))
         if not ids:
             raise DataError("holds no predictions", path=self.path)
-        hashes = np.concatenate(ids)
-        self._order = np.argsort(hashes, kind="stable")
-        self._hashes = hashes[self._order]
-        twice = np.flatnonzero(self._hashes[1:] == self._hashes[:-1])
-        if len(twice):
-            first, second = self._order[twice[0] : twice[0] + 2].tolist()
+        self._places = Places(ids)
+        if self._places.twice is not None:
+            first, second = self._places.twice
             raise DataError(
                 f"the same video as record {first:,}; expected one row for each",
                 path=self.path,
                 record=second,
             )
-        nothing = (np.zeros(len(hashes), np.int64), np.empty(0, self._label_type))
-        self._listed = _Lists(*map(np.concatenate, zip(*kept, strict=True))) if distill else _Lists(*nothing)
-        self._forgiven = _Lists(*nothing)
+        nothing = (np.zeros(len(self._places), np.int64), np.empty(0, self._label_type))
+        self._listed = Lists(*map(np.concatenate, zip(*kept, strict=True))) if distill else Lists(*nothing)
+        self._forgiven = Lists(*nothing)
 
     def __len__(self) -> int:
-        return len(self._hashes)
+        return len(self._places)
 
     def compare(self, batches: Iterable[Batch]) -> None:
         """Find what to forgive, given the labels of the whole training set, once through.
@@ -129,7 +127,7 @@ class Teacher:
             start, self.pairs = self.pairs, self.pairs + int(kept.sum())
             found[start : self.pairs] = classes[kept]
             lengths[piece] = np.bincount(rows[kept] - piece.start, minlength=piece.stop - piece.start)
-        self._forgiven = _Lists(lengths, found)
+        self._forgiven = Lists(lengths, found)
 
     def teach(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """What the student is to learn of a batch: targets (B, C), and how much each counts (None: all do).
@@ -168,7 +166,7 @@ class Teacher:
 
     def _labels(self, batches: Iterable[Batch]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
         """Which rows are in the training set, and its labels as sorted row · C + class."""
-        seen = np.zeros(len(self._hashes), np.bool_)
+        seen = np.zeros(len(self._places), np.bool_)
         positives = [np.empty(0, np.int64)]
         for batch in batches:
             if batch.rated_ids is not None:
@@ -200,39 +198,15 @@ class Teacher:
 
     def _rows(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Where videos stand in the file."""
-        wanted = _hashes(ids)
-        at = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
-        missing = np.flatnonzero(self._hashes[at] != wanted)
+        places = self._places.find(ids)
+        missing = np.flatnonzero(places < 0)
         if len(missing):
             raise DataError(
                 f"has no row for the training video {ids[missing[0]]!r}; score the same data with "
                 "`tagreel predict RUN --data TRAIN --out FILE.parquet --top-k 100`",
                 path=self.path,
             )
-        return self._order[at]
-
-
-class _Lists:
-    """Of every row of the file some classes, one row's after the other's, each with a number or else one."""
-
-    def __init__(
-        self, lengths: NDArray[np.int64], classes: NDArray[Any], numbers: NDArray[np.float16] | None = None
-    ) -> None:
-        self._ends, self._classes, self._numbers = np.cumsum(lengths), classes, numbers
-
-    def dense(self, rows: NDArray[np.int64], classes: int, device: torch.device) -> Tensor:
-        """(B, C): the numbers of B rows, zero for the classes that are not among a row's."""
-        ends = self._ends[rows]
-        lengths = ends - np.where(rows > 0, self._ends[rows - 1], 0)
-        videos = np.repeat(np.arange(len(rows)), lengths)
-        # Counted through all pairs of the batch, but from where each row's own begin.
-        places = np.arange(len(videos)) + np.repeat(ends - np.cumsum(lengths), lengths)
-        found = self._classes[places].astype(np.int64)
-        numbers = np.ones(len(places), np.float16) if self._numbers is None else self._numbers[places]
-        dense = torch.zeros(len(rows), classes, device=device)
-        at = torch.from_numpy(np.stack([videos, found])).to(device)
-        dense[at[0], at[1]] = torch.from_numpy(numbers).to(device).float()
-        return dense
+        return places
 
 
 def fingerprint(teacher: Path) -> str:
@@ -280,8 +254,3 @@ def ask(
 def _halved(scores: NDArray[Any]) -> NDArray[np.float16]:
     halved: NDArray[np.float16] = scores.astype(np.float16) + np.float16(0)  # which makes 0 of -0
     return halved
-
-
-def _hashes(ids: Sequence[str]) -> NDArray[np.int64]:
-    """64 bits of each id, the same within this process; of six million two agree once in a million times."""
-    return np.fromiter(map(hash, ids), np.int64, len(ids))

@@ -22,9 +22,9 @@ from tagreel.evaluate import evaluate
 from tagreel.log import Row, summary_writer
 from tagreel.loop import Loop, Outcome, find_position, prepare, set_by_signals
 from tagreel.metrics.gap import GlobalAveragePrecision
-from tagreel.model import Tagger, build
 from tagreel.runtime import pick_device, seed_everything
 from tagreel.source import Source
+from tagreel.tagger import Tagger, build
 from tagreel.teacher import Teacher, ask, fingerprint
 
 RUNNING_GAP_BATCHES = 8

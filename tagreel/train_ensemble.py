@@ -23,10 +23,10 @@ from tagreel.ensemble import EnsembleTagger
 from tagreel.errors import DataError
 from tagreel.evaluate import scoring_loader
 from tagreel.log import Row
-from tagreel.model import build
 from tagreel.recipe import Ensemble, Recipe
 from tagreel.remember import remember
 from tagreel.source import Source
+from tagreel.tagger import build
 from tagreel.train import known_label_names, settle, train
 
 

@@ -21,11 +21,11 @@ from tagreel.layers.masked_batch_norm import MaskedBatchNorm
 from tagreel.layers.projection import Projection
 from tagreel.layers.reverse_whitening import ReverseWhitening
 from tagreel.loader import Loader
-from tagreel.model import build
 from tagreel.pools.batch_norm_lstm import BatchNormLSTM
 from tagreel.pools.netvlad import NetVLAD
 from tagreel.recipe import Recipe, Stream
 from tagreel.sampling import RandomFrames
+from tagreel.tagger import build
 from tagreel.train import train
 from tests.conftest import InMemory, payload_damaged, video, with_training
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import tagreel
 from tagreel import checkpoint
 from tagreel.errors import DataError, RecipeError, TagreelError
-from tagreel.model import Tagger, build
+from tagreel.tagger import Tagger, build
 
 
 @pytest.fixture

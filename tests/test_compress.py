@@ -18,10 +18,10 @@ from tagreel.errors import DataError, RecipeError
 from tagreel.evaluate import evaluate, scoring_loader
 from tagreel.layers.mixture import Mixture
 from tagreel.layers.projection import Projection
-from tagreel.model import build
 from tagreel.recipe import Recipe
 from tagreel.remember import remember
 from tagreel.storage import STORAGES, decode, encode
+from tagreel.tagger import build
 from tests.conftest import InMemory, with_training
 
 CPU = torch.device("cpu")

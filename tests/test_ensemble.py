@@ -15,11 +15,11 @@ from tagreel.ensemble import EnsembleTagger
 from tagreel.errors import DataError, RecipeError
 from tagreel.evaluate import evaluate, scoring_loader
 from tagreel.inference import SegmentedInference
-from tagreel.model import build, set_inference
 from tagreel.predict import predict
 from tagreel.recorded import Recorded
 from tagreel.remember import remember
 from tagreel.sampling import AllFrames, EvenlySpaced, RandomFrames
+from tagreel.tagger import build, set_inference
 
 CPU = torch.device("cpu")
 SPACED = partial(EvenlySpaced, frames=2)

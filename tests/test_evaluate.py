@@ -13,8 +13,8 @@ from tagreel.loader import Loader
 from tagreel.metrics.average_precision import MeanAveragePrecision
 from tagreel.metrics.gap import GlobalAveragePrecision
 from tagreel.metrics.segment_average_precision import SegmentMeanAveragePrecision
-from tagreel.model import Tagger
 from tagreel.recipe import Recipe
+from tagreel.tagger import Tagger
 from tests.conftest import InMemory, video
 
 CPU = torch.device("cpu")
@@ -158,7 +158,7 @@ def test_dropout_and_batch_statistics_play_no_part(run, tiny, test_data):
 
     from tagreel.layers.context_gating import ContextGating
     from tagreel.layers.dropout import Dropout
-    from tagreel.model import build
+    from tagreel.tagger import build
 
     torch.manual_seed(0)
     recipe = Recipe(**{**vars(tiny), "body": (partial(Dropout, rate=0.5), partial(ContextGating))})

@@ -23,12 +23,12 @@ from tagreel.layers.masked_batch_norm import MaskedBatchNorm
 from tagreel.layers.mixture import Mixture
 from tagreel.layers.projection import Projection
 from tagreel.loader import Loader
-from tagreel.model import build, count_parameters
 from tagreel.pools.batch_norm_lstm import BatchNormLSTM
 from tagreel.pools.gru import GRU
 from tagreel.pools.nextvlad import NeXtVLAD
 from tagreel.recipe import Stream, find, from_json, to_json
 from tagreel.sampling import RandomFrames
+from tagreel.tagger import build, count_parameters
 from tagreel.train import train
 from tests.conftest import with_training
 

@@ -38,36 +38,12 @@ FOLDERS = {
 }
 
 # Data flows from left to right; a stage imports what stands before it, and the layers.
-STAGES = [
-    *("errors", "batch", "runtime", "vocabulary", "sampling", "schedule", "inference", "parts", "recipe"),
-    *("source", "loader", "model", "ensemble", "storage", "files", "predictions", "recorded", "checkpoint"),
-    *(
-        "report",
-        "chart",
-        "evaluate",
-        "panel",
-        "fit_ensemble",
-        "ranking",
-        "predict",
-        "remember",
-        "average",
-        "extract_branch",
-        "compress",
-        "check",
-        "segments",
-        "teacher",
-        "optimization",
-        "memory",
-        "log",
-        "loop",
-        "train",
-        "train_ensemble",
-        "pretrain",
-        "demo",
-        "display",
-        "cli",
-    ),
-]
+STAGES = """
+    errors batch runtime vocabulary sampling schedule inference parts recipe source loader model tagger
+    ensemble storage files lists predictions recorded checkpoint report chart evaluate panel
+    fit_ensemble ranking predict remember average extract_branch compress check segments teacher
+    optimization memory log loop train train_ensemble pretrain demo display cli
+""".split()  # noqa: SIM905
 
 # A command imports what it needs once it runs.
 FOLDERS["commands"] = {*STAGES[: STAGES.index("cli")], "readers"}

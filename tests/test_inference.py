@@ -11,9 +11,9 @@ from tagreel.errors import RecipeError
 from tagreel.evaluate import evaluate, scoring_loader
 from tagreel.inference import MultiCrop, RepeatedSampling, SegmentedInference, keep_top
 from tagreel.loader import collate
-from tagreel.model import build, set_inference
 from tagreel.recorded import Recorded
 from tagreel.sampling import AllFrames, RandomFrames, view
+from tagreel.tagger import build, set_inference
 from tests.conftest import video
 
 

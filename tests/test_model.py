@@ -17,7 +17,7 @@ from tagreel.layers.masked_batch_norm import MaskedBatchNorm
 from tagreel.layers.probability_gating import ProbabilityGating
 from tagreel.layers.projection import Projection
 from tagreel.losses.cross_entropy import CrossEntropy
-from tagreel.model import Tag, build, count_parameters, top_classes
+from tagreel.model import Tag, top_classes
 from tagreel.pools.max import Max
 from tagreel.pools.mean import Mean
 from tagreel.pools.netvlad import NetVLAD
@@ -25,6 +25,7 @@ from tagreel.pools.nextvlad import NeXtVLAD
 from tagreel.recipe import Recipe, Stream, Training
 from tagreel.sampling import AllFrames
 from tagreel.schedule import Cosine
+from tagreel.tagger import build, count_parameters
 
 RGB, AUDIO, CLASSES = 4, 3, 5
 

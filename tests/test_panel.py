@@ -9,8 +9,8 @@ import torch
 from tagreel.ensemble import EnsembleTagger
 from tagreel.errors import DataError, RecipeError
 from tagreel.evaluate import evaluate, scoring_loader
-from tagreel.model import build
 from tagreel.panel import ModelPanel
+from tagreel.tagger import build
 from tests.conftest import InMemory, video
 
 CPU = torch.device("cpu")

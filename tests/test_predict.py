@@ -20,11 +20,11 @@ import tagreel
 from tagreel.errors import DataError, RecipeError
 from tagreel.evaluate import scoring_loader
 from tagreel.loader import Loader
-from tagreel.model import Tagger, build
 from tagreel.predict import Prediction, _Parts, predict, read_classes
 from tagreel.readers.synthetic import Planted
 from tagreel.recorded import Recorded
 from tagreel.source import Source
+from tagreel.tagger import Tagger, build
 from tests.conftest import REPOSITORY, InMemory, payload_damaged, video, write_shard
 
 CPU = torch.device("cpu")
@@ -402,8 +402,8 @@ def test_what_has_no_chance_is_not_kept_in_the_parts(model, training_data, tmp_p
 
 
 def test_random_frames_of_a_segment_follow_from_its_name(model, test_data, tmp_path):
-    sampled = tagreel.model.override(model.recipe, "evaluation_sampling=tagreel.sampling.RandomSequence")
-    model.recipe = tagreel.model.override(sampled, "evaluation_sampling.frames=2")
+    sampled = tagreel.tagger.override(model.recipe, "evaluation_sampling=tagreel.sampling.RandomSequence")
+    model.recipe = tagreel.tagger.override(sampled, "evaluation_sampling.frames=2")
     for batch_size in (3, 50):
         in_segments(model, test_data, tmp_path / f"{batch_size}.parquet", batch_size=batch_size)
     ours, theirs = (rows(tmp_path / f"{size}.parquet") for size in (3, 50))

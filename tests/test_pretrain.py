@@ -22,7 +22,6 @@ from tagreel.layers.masked_batch_norm import MaskedBatchNorm
 from tagreel.layers.mixture import Mixture
 from tagreel.loader import Loader, collate
 from tagreel.log import read_log
-from tagreel.model import build
 from tagreel.pools.batch_norm_lstm import BatchNormLSTM
 from tagreel.pools.gru import GRU
 from tagreel.pools.layer_norm_lstm import LayerNormLSTM
@@ -35,6 +34,7 @@ from tagreel.recipe import Stream, to_json
 from tagreel.sampling import Crop
 from tagreel.schedule import Staircase
 from tagreel.source import Source
+from tagreel.tagger import build
 from tagreel.train import train
 from tests.conftest import REPOSITORY, InMemory, payload_damaged, video, with_training
 

@@ -21,7 +21,6 @@ from tagreel.errors import RecipeError
 from tagreel.heads.logistic import Logistic
 from tagreel.heads.mixture_of_experts import MixtureOfExperts
 from tagreel.losses.cross_entropy import CrossEntropy
-from tagreel.model import build, count_parameters
 from tagreel.pools.mean import Mean
 from tagreel.pools.netvlad import NetVLAD
 from tagreel.recipe import (
@@ -40,6 +39,7 @@ from tagreel.recipe import (
 )
 from tagreel.sampling import AllFrames
 from tagreel.schedule import Cosine
+from tagreel.tagger import build, count_parameters
 
 every_recipe = pytest.mark.parametrize("name", list(recipes.names()))
 
@@ -451,15 +451,15 @@ def nothing_runs(monkeypatch):
         "torch.load",
         "torch.optimx.Adam",
         "tagreel.cli.os.system",
-        "tagreel.recipe.importlib.import_module",
+        "tagreel.parts.importlib.import_module",
         "tagreel.recipe.Path",
-        "tagreel.recipe.partial",
+        "tagreel.parts.partial",
         "tagreel.recipe.runpy.run_path",
         "tagreel.recipe.find",
-        "tagreel.model.nn.Module",
+        "tagreel.tagger.nn.Module",
         "torch.optim.lr_scheduler.partial",
         "tagreel.recipe.__builtins__",
-        "tagreel.recipe._SAFE_PACKAGES",
+        "tagreel.parts._SAFE_PACKAGES",
         "tagreel",
         "tagreel.",
         "tagreel..recipe.Recipe",

@@ -13,10 +13,10 @@ from tagreel import checkpoint
 from tagreel.errors import DataError, RecipeError
 from tagreel.evaluate import check_names, evaluate, scoring_loader
 from tagreel.loader import Loader, collate
-from tagreel.model import Tagger
 from tagreel.predict import predict
 from tagreel.predictions import PredictionFile, write_ranking
 from tagreel.recorded import Recorded
+from tagreel.tagger import Tagger
 from tests.conftest import REPOSITORY, InMemory, video
 
 CPU = torch.device("cpu")

@@ -19,11 +19,11 @@ from tagreel.layers.mixture import Mixture
 from tagreel.layers.neighbours import Neighbours
 from tagreel.layers.projection import Projection
 from tagreel.loader import Loader
-from tagreel.model import Tagger, build
 from tagreel.predict import predict
 from tagreel.recipe import from_json, override, to_json
 from tagreel.remember import remember
 from tagreel.sampling import EvenlySpaced
+from tagreel.tagger import Tagger, build
 from tests.conftest import InMemory, payload_damaged, video
 
 CPU = torch.device("cpu")

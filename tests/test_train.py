@@ -30,12 +30,12 @@ from tagreel.loader import collate
 from tagreel.log import read_log
 from tagreel.loop import Outcome
 from tagreel.losses.cross_entropy import CrossEntropy
-from tagreel.model import build
 from tagreel.pools.mean import Mean
 from tagreel.recipe import Recipe, Stream, find
 from tagreel.runtime import seed_everything
 from tagreel.schedule import Cosine, Staircase
 from tagreel.source import Source
+from tagreel.tagger import build
 from tagreel.train import train
 from tests.conftest import REPOSITORY, InMemory, payload_damaged, video, with_training
 

@@ -109,10 +109,10 @@ def recipe_of(
     """The recipe of that name with the command line's settings."""
     from tagreel import recipe as recipes
 
-    recipes.find(name, trust=tuple(trust))  # says so where it is an ensemble
     found = recipe_or_ensemble(name, settings, trust, epochs=epochs, steps=steps)
-    assert isinstance(found, recipes.Recipe)
-    return found
+    if isinstance(found, recipes.Recipe):
+        return found
+    return recipes.find(name, trust=tuple(trust))  # which says what it is instead
 
 
 def recipe_or_ensemble(
@@ -188,8 +188,8 @@ def model_of(
 ) -> Model:
     """A trained model, on the device."""
     from tagreel.checkpoint import load
-    from tagreel.model import set_inference
     from tagreel.runtime import pick_device
+    from tagreel.tagger import set_inference
 
     look_here(trust)
     model = load(run, checkpoint=checkpoint, device=pick_device(device), trust=trust)
@@ -229,9 +229,9 @@ def report_on(
     from tagreel.evaluate import evaluate as evaluate_model
     from tagreel.evaluate import make_report, scoring_loader
     from tagreel.log import read_log
-    from tagreel.model import set_inference
     from tagreel.recorded import Recorded
     from tagreel.runtime import pick_device
+    from tagreel.tagger import set_inference
 
     model: Model
     if run.is_file():

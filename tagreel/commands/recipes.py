@@ -45,7 +45,7 @@ def list_recipes(context: typer.Context, as_json: Json = False) -> None:
 
 
 def _row(name: str, parts: tuple[Recipe, ...], about: About) -> dict[str, Any]:
-    from tagreel.model import count_parameters
+    from tagreel.tagger import count_parameters
 
     # The tests hold the recipes to what they state, and building all of them takes a while.
     counts = [part.about.parameters or count_parameters(part) for part in parts]
@@ -139,7 +139,7 @@ def _show_ensemble(ensemble: Ensemble, say: Callable[[str], None]) -> dict[str, 
 def _sizes(recipe: Recipe, storage: str) -> dict[str, int | None]:
     """Trainable parameters, and the bytes of a stored model; None where the data decide."""
     from tagreel.compress import recipe_size
-    from tagreel.model import count_parameters
+    from tagreel.tagger import count_parameters
 
     parameters = count_parameters(recipe)
     return {

@@ -13,9 +13,9 @@ import pytest
 from tagreel.heads.separated_tasks import SeparatedTasks
 from tagreel.layers.reverse_whitening import ReverseWhitening
 from tagreel.log import read_log
-from tagreel.model import count_parameters
 from tagreel.recipe import About, Recipe, from_json, names, to_json
 from tagreel.source import Source
+from tagreel.tagger import count_parameters
 from tagreel.train import train
 
 RECIPES = names()

@@ -9,7 +9,7 @@ import torch
 from tagreel.heads.chained_experts import ChainedExperts
 from tagreel.layers.mixture import Mixture
 from tagreel.loader import Loader
-from tagreel.model import build, count_parameters
+from tagreel.tagger import build, count_parameters
 
 
 def _inputs(branches=3):

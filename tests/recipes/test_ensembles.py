@@ -11,8 +11,8 @@ import torch
 from tagreel.batch import Batch
 from tagreel.compress import recipe_size
 from tagreel.inference import RepeatedSampling
-from tagreel.model import build, count_parameters
 from tagreel.recipe import ensemble_from_json, ensembles, find, find_ensemble, names, to_json
+from tagreel.tagger import build, count_parameters
 
 ENSEMBLES = ensembles()
 PUBLISHED = [name for name, ensemble in ENSEMBLES.items() if ensemble.about.paper]

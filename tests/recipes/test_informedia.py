@@ -10,9 +10,9 @@ import torch
 from torch.optim import Adagrad
 
 from tagreel.layers.l2_norm import L2Norm
-from tagreel.model import build, count_parameters
 from tagreel.recipe import find, names
 from tagreel.sampling import AllFrames, RandomSegment
+from tagreel.tagger import build, count_parameters
 
 D, C, H = 1152, 4716, 4096
 TRUNK = D * H + H + 2 * H + H * H + H + 2 * H

@@ -12,8 +12,8 @@ import torch
 from tagreel.layers.dropout import Dropout
 from tagreel.layers.l2_norm import L2Norm
 from tagreel.layers.latent_concepts import LatentConcepts
-from tagreel.model import build, count_parameters
 from tagreel.recipe import find, find_ensemble, names, to_json
+from tagreel.tagger import build, count_parameters
 
 # The name in the paper; GAP, mAP and PERR in percent; the weight.
 TABLE = """

@@ -10,8 +10,8 @@ import torch
 
 from tagreel.layers.dropout import Dropout
 from tagreel.layers.latent_concepts import LatentConcepts
-from tagreel.model import build, count_parameters
 from tagreel.recipe import find, override
+from tagreel.tagger import build, count_parameters
 
 C, CODE, REPRESENTATION, HIDDEN = 4716, 4096, 2400, 4096
 SPARSE_CODE = 1152 * CODE + 2 * CODE

@@ -13,10 +13,10 @@ from tagreel.heads.logistic import Logistic
 from tagreel.layers.context_gating import ContextGating
 from tagreel.layers.projection import Projection
 from tagreel.layers.se_gating import SEGating
-from tagreel.model import build, count_parameters
 from tagreel.pools.netvlad import NetVLAD
 from tagreel.pools.nextvlad import NeXtVLAD
 from tagreel.sampling import AllFrames, RandomFrames
+from tagreel.tagger import build, count_parameters
 
 TABLE_1 = {
     "nextvlad-netvlad-k128": (297_603_222, 0.8474),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tagreel import recipe as recipes
-from tagreel.model import build, count_parameters
+from tagreel.tagger import build, count_parameters
 
 # Parameters, the size published in MiB, GAP of the single model and of its averaged checkpoints.
 MODELS = {

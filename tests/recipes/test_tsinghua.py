@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tagreel.model import build, count_parameters
 from tagreel.recipe import find, override
 from tagreel.sampling import AllFrames, Crop
+from tagreel.tagger import build, count_parameters
 
 C = 4716
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tagreel import recipe as recipes
-from tagreel.model import build, count_parameters
 from tagreel.pretrain import FramePredictor
+from tagreel.tagger import build, count_parameters
 
 C = 4716
 PARAMETERS = {

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tagreel.model import build, count_parameters
 from tagreel.recipe import find, names
 from tagreel.sampling import RandomFrames
+from tagreel.tagger import build, count_parameters
 
 CLASSES = 4716
 INPUT_NORM = 2 * 1152
