@@ -5,10 +5,11 @@
 export OMP_WAIT_POLICY = passive
 
 PYTHON = .venv/bin/python
+PIP = $(PYTHON) -m pip install -q -c constraints.txt
 
-.PHONY: demo test lint install
+.PHONY: demo test lint docs install
 
-demo: install
+demo: .venv/installed
 	$(PYTHON) -m tagreel demo
 
 test: install
@@ -19,9 +20,22 @@ lint: install
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
 
-install: .venv/installed
+# The site, in build/docs; -E reads every page again, or what was warned of once would pass the second time.
+docs: .venv/installed-docs
+	$(PYTHON) -m sphinx -E -W --keep-going -q -b html docs build/docs
+
+# What the tests need besides: every extra that runs on a CPU, and the tools.
+install: .venv/installed-dev
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(PYTHON) || python3 -m venv .venv
-	$(PYTHON) -m pip install -q -c constraints.txt -e ".[dev]"
+	$(PIP) -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) -e ".[dev]"
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(PIP) -e ".[docs]"
 	touch $@

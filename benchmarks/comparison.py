@@ -24,10 +24,7 @@ from tagreel.recipe import Recipe
 from tagreel.source import Source
 from tagreel.tagger import count_parameters
 from tagreel.train import train
-
-METRICS = {"map": "mAP", "gap@20": "GAP@20", "hit@1": "Hit@1", "perr": "PERR"}
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Student's t: half a 95 % interval of the mean of so many runs, in standard errors."""
+from tagreel.trials import METRICS, bars, cell, pyplot
 
 
 @dataclass(frozen=True)
@@ -111,12 +108,6 @@ def _run(recipe: Recipe, folder: Path, seed: int, data: Source, validation: Sour
     }
 
 
-def interval(values: Sequence[float]) -> float:
-    """Half the 95 % confidence interval of the mean."""
-    count = len(values)
-    return T_95[count] * float(np.std(values, ddof=1)) / count**0.5 if count > 1 else float("nan")
-
-
 def table(rows: Mapping[str, Row], found: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """The results in Markdown, means over the seeds with half their 95 % intervals."""
     lines = [
@@ -126,9 +117,7 @@ def table(rows: Mapping[str, Row], found: Mapping[str, Sequence[Mapping[str, Any
     for name, runs in found.items():
         cells = []
         for metric in METRICS:
-            values = [run["scores"][metric] for run in runs]
-            spread = f" ± {interval(values):.4f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.4f}{spread}")
+            cells.append(cell([run["scores"][metric] for run in runs]))
         minutes = np.median([run["minutes"] for run in runs])
         summary = rows[name].recipe.about.summary
         label = f"`{name}` {summary}".strip()
@@ -141,32 +130,14 @@ def draw(
     rows: Mapping[str, Row], found: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, *, by: str
 ) -> None:
     """Every run a dot, every mean a bar with its 95 % interval, grouped."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    names = list(found)[::-1]
+    plt = pyplot()
     groups = list(dict.fromkeys(row.group for row in rows.values()))
-    colours = dict(zip(groups, plt.get_cmap("tab10").colors, strict=False))
-    means = [float(np.mean([run["scores"][by] for run in found[name]])) for name in names]
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.27 * len(names)), layout="constrained")
-    # A row that failed is at the edge, so that the others can be told apart.
-    low = float(np.quantile(means, 0.06))
-    low -= 0.3 * (max(means) - low)
-    for y, (name, mean) in enumerate(zip(names, means, strict=True)):
-        values = [run["scores"][by] for run in found[name]]
-        group = rows[name].group
-        axes.barh(y, max(mean - low, 0.0), left=low, color=colours[group], alpha=0.45, height=0.75)
-        if len(values) > 1:
-            axes.errorbar(mean, y, xerr=interval(values), color=colours[group], capsize=3, lw=1.5)
-        axes.plot(values, [y] * len(values), "o", ms=3, color=colours[group])
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_xlim(left=low)
-    axes.set_xlabel(f"{METRICS[by]}: runs, their mean and its 95 % interval")
-    axes.grid(axis="x", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colours[group], alpha=0.6) for group in groups]
+    palette = dict(zip(groups, plt.get_cmap("tab10").colors, strict=False))
+    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.27 * len(found)), layout="constrained")
+    scores = {name: [run["scores"][by] for run in runs] for name, runs in found.items()}
+    label = f"{METRICS[by]}: runs, their mean and its 95 % interval"
+    bars(axes, scores, {name: palette[rows[name].group] for name in found}, label=label)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=palette[group], alpha=0.6) for group in groups]
     figure.legend(handles, groups, fontsize=8, loc="outside upper center", ncols=len(groups))
     figure.savefig(path, dpi=150)
 

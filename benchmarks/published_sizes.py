@@ -78,7 +78,8 @@ def main() -> None:
     noted: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     context = multiprocessing.get_context("spawn")
     for shared in chosen.values():
-        if shared[0] in noted:
+        if known := next((name for name in shared if name in noted), None):
+            noted[known]["same"] = [name for name in shared if name != known]
             continue
         with context.Pool(1) as pool:
             row = pool.apply(step, (shared[0],))
@@ -90,6 +91,7 @@ def main() -> None:
         "| recipe | parameters | loss | seconds | GB | the same model |",
         "|---|---:|---:|---:|---:|---|",
     ]
+    write_json(RESULTS, noted)
     RESULTS.with_suffix(".md").write_text("\n".join([TEXT, *table, *map(line, noted.values())]) + "\n")
 
 

@@ -22,6 +22,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 
+from tagreel import shards
+from tagreel.batch import Example
 from tagreel.loader import Loader
 from tagreel.readers._tfexample import encode_sequence_example
 from tagreel.readers._tfrecord import write
@@ -39,12 +41,16 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"train{number:04}.tfrecord" for number in range(options.batches)]
+        arrows = [path.with_suffix(".arrow") for path in paths]
         for number, path in enumerate(paths):
-            write(path, videos(number))
+            write(path, [encode(video) for video in videos(number)])
+            shards.write(arrows[number], videos(number))
         ways = {
             "raw copy of the mapped file": lambda: read_raw(paths),
-            "tagreel": tagreel_reader(paths, check_crc=False),
-            "tagreel, checksums verified": tagreel_reader(paths, check_crc=True),
+            "TFRecord": tagreel_reader(paths, check_crc=False),
+            "TFRecord, checksums verified": tagreel_reader(paths, check_crc=True),
+            "Arrow": tagreel_reader(arrows, check_crc=False),
+            "Arrow, checksums verified": tagreel_reader(arrows, check_crc=True),
         }
         if (other := tfrecord_reader(paths)) is not None:
             ways["tfrecord (PyPI)"] = other
@@ -58,12 +64,16 @@ def main() -> None:
         )
 
 
-def videos(seed: int) -> Iterator[bytes]:
+def videos(seed: int) -> Iterator[Example]:
     rng = np.random.default_rng(seed)
     for number in range(BATCH):
-        context = {"id": f"{seed:02}{number:03}", "labels": np.sort(rng.choice(CLASSES, 3, replace=False))}
+        labels = np.sort(rng.choice(CLASSES, 3, replace=False))
         frames = {name: rng.integers(0, 256, (FRAMES, width), np.uint8) for name, width in WIDTHS.items()}
-        yield encode_sequence_example(context, frames)
+        yield Example(f"{seed:02}{number:03}", labels, frames)
+
+
+def encode(video: Example) -> bytes:
+    return encode_sequence_example({"id": video.id, "labels": video.labels}, video.streams)
 
 
 def measure(ways: dict[str, Callable[[], Iterator[int]]], *, runs: int, batches: int) -> dict[str, float]:

@@ -30,6 +30,7 @@ from tagreel.loader import Loader
 from tagreel.runtime import pick_device
 from tagreel.source import Source
 from tagreel.tagger import Tagger
+from tagreel.tags import carry
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def average(
     if data is not None:
         noted["batch_norm"] = {"data": [str(path) for path in data.paths], "videos": seen}
     save_model(out, model, facts=noted)
+    carry(folders[-1], out)
     return Averaged(out, steps, seen, damaged)
 
 

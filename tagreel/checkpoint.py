@@ -4,6 +4,8 @@
       recipe.json                       what is trained
       checkpoints/step-00001200/
         model.safetensors, model.json   the tagger: weights, recipe, label names, widths
+        tags.json                       how its classes are shown, where that was changed (`tagreel.tags`)
+        features/                       files that made the features which it reads, if there were any
         training.safetensors, .json     what a resumed run needs besides: optimizer, raw weights, position
       best.json                         which checkpoint was best on validation
       log.jsonl                         what the terminal showed
@@ -33,15 +35,18 @@ from torch import Tensor
 from tagreel import recipe as recipes
 from tagreel.ensemble import EnsembleTagger
 from tagreel.errors import DataError, RecipeError, TagreelError
-from tagreel.files import flush, read_json, read_tensors, write_json, write_tensors
+from tagreel.files import flush, read_json, read_tensors, write_bytes, write_json, write_tensors
 from tagreel.model import Model
+from tagreel.provenance import Provenance
 from tagreel.recorded import Recorded
 from tagreel.tagger import Tagger, build
 
 _STEP = re.compile(r"step-(\d{8,})")
 _KNOWS_CLASSES = re.compile(r"(^|\.)(head|output|late)\.")
 _FORMAT = 1
+_MADE_BY = "features"
 _DESCRIPTIONS = ("model.json", "ensemble.json")
+TAGS = "tags.json"
 
 
 def save(
@@ -89,10 +94,13 @@ def _written(folder: Path, model: Tagger, weights: Mapping[str, Tensor], facts: 
         "classes": model.classes,
         "label_names": model.label_names,
         "fired": model.fired,
+        "provenance": model.provenance and model.provenance.streams,
         "facts": dict(facts),
     }
     write_json(partial / "model.json", description)
     write_tensors(partial / "model.safetensors", weights)
+    for digest, content in (model.provenance.files if model.provenance else {}).items():
+        write_bytes(partial / _MADE_BY / digest, content)
     return partial
 
 
@@ -161,11 +169,12 @@ def member_size(ensemble: Path, name: str) -> int:
 
 def model_files(folder: Path) -> list[Path]:
     """The files that a model or an ensemble is made of; not its reports, nor the state of a training."""
-    own = [folder / name for name in (*_DESCRIPTIONS, "model.safetensors")]
+    own = [folder / name for name in (*_DESCRIPTIONS, "model.safetensors", TAGS)]
     members = sorted((folder / "members").iterdir()) if (folder / "members").is_dir() else []
     parts = [path for path in members if path.is_dir() or path.suffix == ".parquet"]
     inner = [file for path in parts for file in (model_files(path) if path.is_dir() else [path])]
-    return [path for path in own if path.exists()] + inner
+    made_by = sorted((folder / _MADE_BY).iterdir()) if (folder / _MADE_BY).is_dir() else []
+    return [path for path in own if path.exists()] + made_by + inner
 
 
 def note_best(run: Path, scores: Mapping[str, Any] | None) -> str | None:
@@ -274,6 +283,9 @@ def load_tagger(
         raise DataError(f"not a model as tagreel writes it: {error!r}", path=where) from error
     weights = read_tensors(folder / "model.safetensors")
     model.fire(description.get("fired", True) is True)
+    if streams := description.get("provenance"):
+        files = sorted((folder / _MADE_BY).iterdir()) if (folder / _MADE_BY).is_dir() else []
+        model.provenance = Provenance(streams, {path.name: path.read_bytes() for path in files})
     model.to_empty(device="cpu")
     load_weights(model, weights, path=str(folder / "model.safetensors"))
     return model.to(device).eval()
@@ -283,6 +295,13 @@ def facts(folder: Path) -> dict[str, Any]:
     """What was noted with a checkpoint: step, scores, data."""
     noted = _description(folder).get("facts")
     return noted if isinstance(noted, dict) else {}
+
+
+def class_names(folder: Path) -> list[str]:
+    """What a saved model calls its classes, by their numbers where nobody named them."""
+    description = _description(folder)
+    names = description.get("label_names")
+    return names or [f"class {c}" for c in range(description.get("classes", 0))]
 
 
 def storage_of(folder: Path) -> str:

@@ -13,17 +13,25 @@ import typer
 
 from tagreel.commands import (
     average,
+    calibrate,
     check,
     compress,
+    convert,
+    dataset,
     demo,
+    download,
+    encoders,
     ensemble,
     evaluate,
+    extract,
     extract_branch,
     predict,
     pretrain,
     recipes,
     remember,
     segments,
+    tag,
+    tags,
     train,
 )
 from tagreel.commands._shared import finish
@@ -41,12 +49,20 @@ app = typer.Typer(
 # In the order of --help: the demo, then the way of the data.
 app.command()(demo.demo)
 app.add_typer(recipes.app, name="recipes")
+app.command()(encoders.encoders)
+app.command()(extract.extract)
+app.add_typer(dataset.app, name="dataset")
+app.add_typer(download.app, name="download")
 app.command()(check.check)
+app.command()(convert.convert)
 app.command()(segments.segments)
 app.command()(train.train)
 app.command()(pretrain.pretrain)
 app.command()(evaluate.evaluate)
+app.command()(calibrate.calibrate)
+app.command()(tags.tags)
 app.command()(predict.predict)
+app.command()(tag.tag)
 app.command()(remember.remember)
 app.command()(average.average)
 app.command("extract-branch")(extract_branch.extract_branch)

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tagreel.checkpoint import check_new, model_files, storage_of
+from tagreel.checkpoint import TAGS, check_new, model_files, storage_of
 from tagreel.errors import RecipeError
 from tagreel.evaluate import evaluate
 from tagreel.files import read_json, read_tensors, write_json, write_tensors
@@ -29,6 +29,7 @@ from tagreel.model import Model
 from tagreel.recipe import Recipe, from_json, to_json
 from tagreel.storage import EIGHT_BITS, decode, encode, size
 from tagreel.tagger import Tagger, build, with_inference
+from tagreel.tags import carry
 
 _UNITS = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3}
 
@@ -130,6 +131,8 @@ def compress(
                 recipe = from_json(described["recipe"], where=str(path), trust=trust)
                 described["recipe"] = to_json(with_inference(recipe, settings, trust=trust))
                 write_json(copy, described)
+            elif path.name == TAGS and settings:  # calibrated was what it scored without them
+                carry(path.parent, copy.parent)
             else:
                 shutil.copyfile(path, copy)
         written = sum(path.stat().st_size for path in model_files(partial))

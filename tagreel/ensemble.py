@@ -16,6 +16,7 @@ from tagreel.errors import RecipeError
 from tagreel.inference import keep_top
 from tagreel.model import Model
 from tagreel.parts import Part
+from tagreel.provenance import Provenance, difference, merged
 from tagreel.sampling import AllFrames, view
 
 
@@ -60,6 +61,7 @@ class EnsembleTagger(Model):
         named = next((model.label_names for model in self._models if model.has_label_names), None)
         self.name_classes(self._models[0].classes, named)
         self.batch_size = min(model.batch_size for model in self._models)
+        self.provenance = merged(model.provenance for model in self._models)
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -117,6 +119,7 @@ def _check_agreement(members: Mapping[str, Model]) -> None:
     """Raise `RecipeError` for the first member whose classes or features are not those of the others."""
     widths: dict[str, tuple[str, int]] = {}
     first = named = ""
+    known: Provenance | None = None
     for name, model in members.items():
         first = first or name
         if model.classes != members[first].classes:
@@ -136,6 +139,9 @@ def _check_agreement(members: Mapping[str, Model]) -> None:
                 raise RecipeError(
                     f"{name} reads {width:,} wide {feature!r}, {other} {found:,}; they cannot share videos"
                 )
+        if told := difference(known, model.provenance):
+            raise RecipeError(f"{name} reads other features than the members before it, whose {told}")
+        known = merged([known, model.provenance])
 
 
 def _same(a: Part, b: Part) -> bool:

@@ -7,6 +7,9 @@ TagreelError(ValueError)
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class TagreelError(ValueError):
     """The root of all errors that a user can mend."""
@@ -27,3 +30,7 @@ class DataError(TagreelError):
         self.reason, self.path, self.record = reason, path, record
         where = path if record is None else f"{path}, record {record:,}"
         super().__init__(f"{where}: {reason}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are pickled by their arguments, of which this one's are not what it was built from.
+        return partial(DataError, path=self.path, record=self.record), (self.reason,)

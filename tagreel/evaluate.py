@@ -23,6 +23,7 @@ from tagreel.metrics.perr import PrecisionAtEqualRecall
 from tagreel.metrics.segment_average_precision import SegmentMeanAveragePrecision
 from tagreel.metrics.top_average_precision import TopMeanAveragePrecision
 from tagreel.model import Model
+from tagreel.provenance import check
 from tagreel.report import ClassScore, Report
 from tagreel.sampling import AllFrames
 from tagreel.source import Source
@@ -155,8 +156,14 @@ def scoring_loader(
     threads: int = 1,
     skip_damaged: int = 0,
     whole: bool = False,
+    foreign: bool = False,
 ) -> Loader:
-    """What a model is to score, in order and as the model `reads` it, or every frame of a `whole` video."""
+    """What a model is to score, in order and as the model `reads` it, or every frame of a `whole` video.
+
+    Raises `DataError` for features made otherwise than those that it knows, unless `foreign` ones will do.
+    """
+    if not foreign:
+        check_provenance(model, data)
     return Loader(
         data,
         features=model.features,
@@ -179,6 +186,11 @@ def check_names(model: Model, data: Source) -> None:
                 f"class {label:,} is {theirs!r} here and {ours!r} in the model; its labels mean other things",
                 path=str(data.paths[0]),
             )
+
+
+def check_provenance(model: Model, data: Source) -> None:
+    """Raise `DataError` where the model was trained on features that were made otherwise."""
+    check(model.provenance, data.provenance, path=data.paths[0])
 
 
 def make_report(

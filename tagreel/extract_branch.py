@@ -15,6 +15,7 @@ from tagreel.checkpoint import check_new, facts, find, load_tagger, save_model
 from tagreel.errors import RecipeError
 from tagreel.recipe import Recipe
 from tagreel.tagger import build
+from tagreel.tags import carry
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def extract_branch(
     network = mixture.networks[branch]
     recipe = recipe_of_branch(mixture.recipe, branch)
     model = build(recipe, features=mixture.features, classes=mixture.classes, label_names=mixture.label_names)
+    model.provenance = mixture.provenance
     model.load_state_dict(network.state_dict())
     model.fire(network.fired)
 
@@ -53,6 +55,7 @@ def extract_branch(
     # The scores of the mixture's validation are not this model's.
     noted |= {"branch": branch, "validation": None}
     save_model(out, model, facts=noted)
+    carry(folder, out)
     counts = [sum(p.numel() for p in found.parameters()) for found in (model, mixture)]
     return Extracted(out, *counts)
 
@@ -66,6 +69,5 @@ def recipe_of_branch(recipe: Recipe, branch: int) -> Recipe:
         summary=f"Branch {branch} of a mixture. {recipe.about.summary}".strip(),
         published={},
         parameters=None,
-        checked="",
     )
     return replace(recipe, mixture=None, about=about)

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from tagreel.batch import Batch, Example
-from tagreel.errors import DataError
+from tagreel.errors import DataError, RecipeError
 from tagreel.sampling import AllFrames, Sampler, choose, seed_of
 from tagreel.source import Source
 
@@ -33,7 +33,9 @@ class Loader:
     """Reads batches of a source, each example exactly once an epoch.
 
     `features` maps each stream to read to its width. A record without one of them is damaged unless the
-    stream is `optional`, and so is one with a label of `classes` or more. Shuffling permutes the shards and
+    stream is `optional`, and so is one with a label of `classes` or more. With `subset`, (size, number), an
+    epoch has only the number-th of disjoint random sets of so many examples, drawn once for all seeds; raises
+    `RecipeError` where the source has too few. Shuffling permutes the shards and
     then the records of `window` shards together, so that only those need to be open at once. `threads`
     workers prepare up to `ahead` batches, and one each at least. More than `skip_damaged` damaged records
     raise a `DataError`, the first one's own when none may be skipped; those that were skipped are in
@@ -50,6 +52,7 @@ class Loader:
         batch_size: int,
         optional: Sequence[str] = (),
         sampling: Sampler | None = None,
+        subset: tuple[int, int] | None = None,
         shuffle: bool = False,
         seed: int = 0,
         rank: int = 0,
@@ -67,12 +70,14 @@ class Loader:
         self.damaged = {(error.path, error.record): error for error in damaged}
         self.waited = 0.0
         self._ends = np.cumsum(source.counts)
+        self._chosen = None if subset is None else _chosen(len(source), *subset)
+        self.examples = len(source) if subset is None else subset[0]
         self._memory = _Memory(keep=(max(ahead, threads) + 3) * len(self.features))
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         """Batches an epoch, on every rank the same."""
-        return -(-len(self.source) // (self.batch_size * self.ranks))
+        return -(-self.examples // (self.batch_size * self.ranks))
 
     def epoch(self, epoch: int = 0, *, start: int = 0, empty: bool = False) -> Iterator[tuple[int, Batch]]:
         """The batches of an epoch from number `start` on, each with its number.
@@ -129,12 +134,15 @@ class Loader:
             for at in range(0, len(shards), self.window):
                 group = shards[at : at + self.window]
                 records = np.concatenate([np.arange(self._ends[s] - counts[s], self._ends[s]) for s in group])
-                pieces.append(rng.permutation(records))
+                pieces.append(rng.permutation(self._among_chosen(records)))
             order = np.concatenate(pieces)
         else:
-            order = np.arange(len(self.source))
+            order = self._among_chosen(np.arange(len(self.source)))
         self._order = (epoch, order)
         return order
+
+    def _among_chosen(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return positions if self._chosen is None else positions[self._chosen[positions]]
 
     def _validate(self, example: Example, *, path: str, record: int) -> None:
         for name, width in self.features.items():
@@ -201,6 +209,18 @@ class Loader:
                     path=error.path,
                     record=error.record,
                 )
+
+
+def _chosen(total: int, size: int, number: int) -> NDArray[np.bool_]:
+    """Whether each of `total` positions is in subset `number`: consecutive pieces of one permutation."""
+    if size * number > total:
+        raise RecipeError(
+            f"training.subset: {number} disjoint sets of {size:,} videos need {size * number:,}, and "
+            f"there are {total:,}; give more data, or set a smaller size"
+        )
+    mask = np.zeros(total, np.bool_)
+    mask[np.random.default_rng(0).permutation(total)[size * (number - 1) : size * number]] = True
+    return mask
 
 
 def collate(

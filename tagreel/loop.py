@@ -114,7 +114,7 @@ class Loop:
         self.held_out = self.loader(validation, shuffle=False) if validation is not None else None
         self.steps_per_epoch = math.ceil(len(self.batches) / training.accumulate)
         self.total_steps = training.steps or max(round(training.epochs * self.steps_per_epoch), 1)
-        self.total_examples = round(self.total_steps * len(data) / self.steps_per_epoch)
+        self.total_examples = round(self.total_steps * self.batches.examples / self.steps_per_epoch)
         self.validate_every = validate_every or self.steps_per_epoch
         self.log_every = log_every or min(max(self.total_steps // 100, 1), 1000)
 
@@ -131,7 +131,7 @@ class Loop:
             step=self.state.step,
             steps=self.total_steps,
             parameters=sum(p.numel() for p in model.parameters()),
-            videos=len(data),
+            videos=self.batches.examples,
             device=str(device),
             resumed=position is not None,
             taken=taken,
@@ -147,6 +147,7 @@ class Loop:
             classes=self.classes,
             batch_size=recipe.training.batch_size,
             sampling=(recipe.sampling if shuffle else self.model.reads)(),
+            subset=recipe.training.subset if shuffle else None,
             shuffle=shuffle,
             seed=self.identity["seed"],
             threads=self.threads,
@@ -216,12 +217,12 @@ class Loop:
     def log_scores(
         self, scores: Mapping[str, float], *, seconds: float, best_by: str, lowest: bool = False
     ) -> None:
-        """Log a validation and note it as the best if it is; of equals the first is."""
+        """Log a validation and note it as the best if it is; of equals the last is, which has learnt more."""
         row: Row = {"step": self.state.step, "epoch": round(self.state.step / self.steps_per_epoch, 3)}
         row |= {"examples": self.state.examples, **scores}
         self.state.validations.append(row)
         best, sign = self.state.best, -1 if lowest else 1
-        if best is None or sign * row[best_by] > sign * best[best_by]:
+        if best is None or sign * row[best_by] >= sign * best[best_by]:
             self.state.best = row
         self.log.event("validate", **row, seconds=round(seconds, 1))
 

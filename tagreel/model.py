@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tagreel.batch import Batch
 from tagreel.errors import DataError, RecipeError
 from tagreel.parts import Part
+from tagreel.provenance import Provenance
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class Model(nn.Module, ABC):
 
     `features` are the streams that it looks at and their widths, of which a video may lack the `optional`
     ones; `label_names` name its `classes`; `reads` makes the sampler by which a loader is to read videos for
-    it; `batch_size` is how many it is used to at once. `settings` says, in JSON, what it is beside weights.
+    it; `batch_size` is how many it is used to at once; `provenance` is what made the features
+    that it was trained on, if that is known. `settings` says, in JSON, what it is beside weights.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Model(nn.Module, ABC):
     label_names: list[str]
     has_label_names: bool
     batch_size: int
+    provenance: Provenance | None = None
 
     def name_classes(self, classes: int, label_names: Sequence[str] | None) -> None:
         """Set the classes and their names; raises `RecipeError` when their numbers differ."""
@@ -126,6 +129,14 @@ class Model(nn.Module, ABC):
 
         Of its frames the model sees those that it `reads`, as when files are scored.
         """
+        best, classes = top_classes(self.score(frames_by_stream)[None], top_k)
+        return [
+            Tag(id=label, name=self.label_names[label], probability=probability)
+            for probability, label in zip(best[0].tolist(), classes[0].tolist(), strict=True)
+        ]
+
+    def score(self, frames_by_stream: Mapping[str, Any]) -> Tensor:
+        """Probabilities (C,) of one video, given as `predict` takes it."""
         videos = {name: _on_device(frames, None) for name, frames in frames_by_stream.items()}
         for name, frames in videos.items():
             if frames.ndim != 2:
@@ -137,12 +148,7 @@ class Model(nn.Module, ABC):
         longest = max(map(len, videos.values()), default=0)
         choice = self.reads()(longest, (0,))
         seen = {name: frames[choice] if len(frames) == longest else frames for name, frames in videos.items()}
-        scores = self.scores({name: frames[None] for name, frames in seen.items()})
-        best, classes = top_classes(scores, top_k)
-        return [
-            Tag(id=label, name=self.label_names[label], probability=probability)
-            for probability, label in zip(best[0].tolist(), classes[0].tolist(), strict=True)
-        ]
+        return self.scores({name: frames[None] for name, frames in seen.items()})[0]
 
 
 def top_classes(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

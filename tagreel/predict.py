@@ -32,6 +32,7 @@ from tagreel.model import Model, top_classes
 from tagreel.predictions import FORMATS, RANKED, line_error, table, write, write_ranking
 from tagreel.ranking import Ranking, cut
 from tagreel.sampling import view
+from tagreel.tags import TagSet
 
 TOP_K = 20
 PART_VIDEOS = 8192
@@ -64,12 +65,18 @@ def predict(
     only: Sequence[int] | None = None,
     segments: int | None = None,
     per_class: int | None = None,
+    tags: TagSet | None = None,
+    threshold: bool = False,
     on_batch: Callable[[int], None] | None = None,
 ) -> Prediction:
     """Write the `top_k` tags (20) of every video of the loader to `out`, whose ending says the format.
 
     .parquet: columns id, labels, names, probabilities. .jsonl: one object a video with the same keys. .csv:
     YouTube-8M's submission file, `VideoId,LabelConfidencePairs`. `only` are the classes to choose from.
+
+    With `tags` it is those that are written, without the column labels and not as .csv, which is of classes;
+    `only` chooses the ones made of any of its classes. With `threshold` a video has those alone that reach
+    theirs, or none.
 
     With `segments` each video, which the loader must read whole, is cut into segments of that many frames,
     each scored as the model reads a video of as many, and named `video:start`. There .csv is 2019's ranking,
@@ -78,15 +85,26 @@ def predict(
     """
     ranked = segments is not None and out.suffix == ".csv"
     _check_options(out, top_k=top_k, segments=segments, per_class=per_class, ranked=ranked)
+    if out.suffix == ".csv" and tags is not None:
+        raise RecipeError(f"--out {out}: .csv is of classes, not of tags; expected .parquet or .jsonl")
+    if threshold and (tags is None or tags.fitted is None):
+        raise RecipeError(
+            "--threshold: tags have one once `tagreel calibrate` was run; classes as trained (--raw, .csv) "
+            "have none"
+        )
     if segments is not None and not model.features:
         raise RecipeError("--segments cuts frames, and this model looks at none")
     model.eval()
     listed = np.arange(model.classes) if only is None else np.unique(only)
     settings = [top_k or TOP_K, listed.tolist(), segments, (per_class or RANKED) if ranked else None]
-    parts = _Parts(out, _fingerprint(model, loader, settings))
+    if tags is not None:
+        settings += [repr(tags.tags), threshold]
     output = (
-        _Ranked(listed, per_class or RANKED) if ranked else _Tagged(listed, top_k or TOP_K, model.label_names)
+        _Ranked(listed, per_class or RANKED)
+        if ranked
+        else _Tagged(listed, top_k or TOP_K, model.label_names, tags=tags, threshold=threshold)
     )
+    parts = _Parts(out, _fingerprint(model, loader, settings))
     output.resume(parts)
     batches_per_part = max(PART_VIDEOS // (loader.batch_size * (_SEGMENTS if segments else 1)), 1)
     resumed = parts.rows()
@@ -187,26 +205,45 @@ def _shown(model: Model, batch: Batch, segments: int | None, *, at_once: int) ->
 
 
 class _Tagged:
-    """A file of rows: of each video the `top_k` best of the classes `only`."""
+    """A file of rows: of each video the `top_k` best of the classes `only`, or of the tags made of them."""
 
-    def __init__(self, only: NDArray[np.int64], top_k: int, label_names: Sequence[str]) -> None:
-        self.only, self.top_k, self.label_names = only, min(top_k, len(only)), label_names
+    def __init__(
+        self,
+        only: NDArray[np.int64],
+        top_k: int,
+        label_names: Sequence[str],
+        *,
+        tags: TagSet | None = None,
+        threshold: bool = False,
+    ) -> None:
+        self.only, self.names, self.tags = only, label_names, tags
+        self.thresholds = tags.thresholds if tags is not None and threshold else None
+        if tags is not None:
+            chosen = [np.isin(tag.classes, only).any() for tag in tags.tags]
+            self.only, self.names = np.flatnonzero(chosen), tags.names
+            if not len(self.only):
+                raise RecipeError("--only: no tag is made of any of these classes; --raw has them as trained")
+        self.top_k = min(top_k, len(self.only))
 
     def rows(self, ids: Sequence[str], scores: Tensor) -> pa.Table:
         """The rows of some videos with their scores (B, C)."""
+        if self.tags is not None:
+            scores = self.tags.apply(scores)
+        if self.thresholds is not None:
+            scores = scores.masked_fill(scores < self.thresholds.to(scores.device), -1.0)
         if len(self.only) < scores.shape[1]:
             scores = scores[:, torch.from_numpy(self.only).to(scores.device)]
         best, classes = top_classes(scores, self.top_k)
-        lengths = np.full(len(ids), self.top_k)
-        found = self.only[classes.cpu().numpy()].reshape(-1)
-        return table(ids, lengths, found, best.float().cpu().numpy().reshape(-1), self.label_names)
+        shown = (best >= 0).cpu().numpy()
+        found = self.only[classes.cpu().numpy()][shown]
+        return table(ids, shown.sum(1), found, best.float().cpu().numpy()[shown], self.names)
 
     def resume(self, parts: _Parts) -> None:
         """Go on behind the rows of an earlier run, of which there is nothing to know."""
 
     def write(self, path: Path, parts: _Parts, ending: str) -> None:
-        """Write all rows in the format that the ending says."""
-        write(path, parts.tables(), ending)
+        """Write all rows in the format that the ending says; of tags the labels would be no classes."""
+        write(path, parts.tables(), ending, labels=self.tags is None)
 
 
 class _Ranked:

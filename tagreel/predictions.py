@@ -2,6 +2,7 @@
 
     .parquet              columns id, labels, names, probabilities: one row a video
     .jsonl                one object a video, with the same keys
+                          (of tags that are shown otherwise than the classes are trained, without labels)
     .csv of 2017, 2018    header VideoId,LabelConfidencePairs, then id,label confidence label confidence ...
     .csv of 2019          header Class,Segments, then class,video:start video:start ..., the best first
 
@@ -44,7 +45,7 @@ _PARTIAL = b"unlisted"  # a key in the metadata of a .parquet file
 _ROWS = 1024
 _HIGHEST = np.iinfo(np.int32).max
 _EXPECTED = (
-    "a .parquet or .jsonl file as `tagreel predict` writes it, or a .csv file with the header "
+    "a .parquet or .jsonl file as `tagreel predict --raw` writes it, or a .csv file with the header "
     f"{_PAIRS} or {_RANKING}"
 )
 
@@ -77,20 +78,25 @@ def table(
     return pa.table(columns, schema=_SCHEMA)
 
 
-def write(path: Path, tables: Iterable[pa.Table], ending: str, *, partial: bool = False) -> None:
+def write(
+    path: Path, tables: Iterable[pa.Table], ending: str, *, partial: bool = False, labels: bool = True
+) -> None:
     """Write what `table` made, in the format that the ending says.
 
     `partial`: a video without a row has 0 for every class, instead of being none that was scored; which only
-    .parquet can say.
+    .parquet can say. Without `labels` tags have their names alone; such a file is no longer one of classes,
+    and nothing here reads it.
     """
+    schema = _SCHEMA if labels else _SCHEMA.remove(_SCHEMA.get_field_index("labels"))
+    kept = (rows.select(schema.names) for rows in tables)
     if ending == ".parquet":
-        with pq.ParquetWriter(path, _SCHEMA.with_metadata({_PARTIAL: "0"} if partial else None)) as writer:
-            for rows in tables:
+        with pq.ParquetWriter(path, schema.with_metadata({_PARTIAL: "0"} if partial else None)) as writer:
+            for rows in kept:
                 writer.write_table(rows)
         return
     with path.open("w", encoding="utf-8", newline="") as file:
         write_rows = _write_csv if ending == ".csv" else _write_jsonl
-        write_rows(file, (row for rows in tables for row in rows.to_pylist()))
+        write_rows(file, (row for rows in kept for row in rows.to_pylist()))
 
 
 def write_ranking(path: Path, ranking: Iterable[tuple[int, Sequence[str]]]) -> None:
@@ -326,6 +332,11 @@ def _parse_object(line: str) -> _Row:
         raise ValueError(f"is not JSON: {error}") from None
     if not isinstance(found, dict) or not isinstance(found.get("id"), str):
         raise ValueError(f"{_shown(line)}; expected an object with 'id', 'labels' and 'probabilities'")
+    if "labels" not in found:
+        raise ValueError(
+            f"has no 'labels' (it has: {', '.join(found)}); expected them, as `tagreel predict --raw` "
+            "writes them"
+        )
     kinds: dict[str, tuple[type, ...]] = {"labels": (int,), "probabilities": (int, float), "names": (str,)}
     for key, kind in kinds.items():
         values = found.get(key, [] if key == "names" else None)

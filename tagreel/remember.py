@@ -27,6 +27,7 @@ from tagreel.loader import Loader
 from tagreel.runtime import pick_device
 from tagreel.source import Source
 from tagreel.tagger import Tagger
+from tagreel.tags import carry
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def remember(
     noted = facts(folder)
     noted["remembers"] = {"data": [str(path) for path in data.paths], "videos": len(hidden)}
     save_model(out, model, facts=noted)
+    carry(folder, out)
     return Remembered(
         path=out,
         videos=len(hidden),

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from tagreel import readers
 from tagreel.batch import Example, Shard
 from tagreel.errors import DataError
+from tagreel.provenance import Provenance, difference, merged
 
 
 class Reader(Protocol):
@@ -44,9 +45,10 @@ class Source:
     A file's format is told from its content. What no reader recognises in a folder or behind a glob, and
     hidden files, are listed in `ignored`; a file named on its own that no reader recognises is an error.
     `paths` and `counts` list the shards and how many examples each has, damaged ones counted; together none
-    is an error. A shard that cannot be opened at all is as many examples as it is known to hold, else one,
-    and reading them raises the reason. `keep_open` shards stay open. The source can be sent to worker
-    processes; each opens its own shards.
+    is an error; `label_names` and `provenance` are what the shards say of classes and of how features were
+    made, None where none says so. A shard that cannot be opened at all is as many examples as it is known to
+    hold, else one, and reading them raises the reason. `keep_open` shards stay open. The source can be sent
+    to worker processes; each opens its own shards.
     """
 
     def __init__(
@@ -87,10 +89,11 @@ class Source:
         self.formats = [None if isinstance(reader, DataError) else reader.format for reader in self._readers]
         with ThreadPoolExecutor() as pool:
             opened = list(pool.map(self._first_look, range(len(shards))))
-        self.counts = [count for count, _ in opened]
+        self.counts = [count for count, _, _ in opened]
         if not len(self):
             raise DataError(self._reason_for_none(), path=where)
-        self.label_names = self._agree([names for _, names in opened])
+        self.label_names = self._agree([names for _, names, _ in opened])
+        self.provenance = self._merged([provenance for _, _, provenance in opened])
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -156,11 +159,11 @@ class Source:
                     return "holds no rated segments; read its videos as wholes with --whole-videos"
         return "holds no videos"
 
-    def _first_look(self, index: int) -> tuple[int, list[str] | None]:
-        """How many examples a shard has, and what it calls the classes."""
+    def _first_look(self, index: int) -> tuple[int, list[str] | None, Provenance | None]:
+        """How many examples a shard has, what it calls the classes, and what made its features."""
         shard = self._read(index)
         self._keep(index, shard)
-        return len(shard), getattr(shard, "label_names", None)
+        return len(shard), getattr(shard, "label_names", None), getattr(shard, "provenance", None)
 
     def _keep(self, index: int, shard: Shard) -> None:
         with self._lock:
@@ -179,6 +182,19 @@ class Source:
                 reason = f"its 'label_names' are not those of {self.paths[first]}; read the two on their own"
                 raise DataError(reason, path=path)
         return names[first]
+
+    def _merged(self, provenances: Sequence[Provenance | None]) -> Provenance | None:
+        """What the shards say of how their features were made; those that say so must agree."""
+        known, told = None, 0
+        for index, provenance in enumerate(provenances):
+            if found := difference(known, provenance):
+                raise DataError(
+                    f"its features are not those of {self.paths[told]}, where {found}; read the two on "
+                    "their own",
+                    path=self.paths[index],
+                )
+            known, told = merged([known, provenance]), told if known else index
+        return known
 
 
 @cache

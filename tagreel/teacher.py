@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tagreel.batch import Batch
-from tagreel.checkpoint import find, load, model_files
+from tagreel.checkpoint import TAGS, find, load, model_files
 from tagreel.errors import DataError
 from tagreel.evaluate import check_names, scoring_loader
 from tagreel.files import read_json, write_json
@@ -215,7 +215,11 @@ def fingerprint(teacher: Path) -> str:
     Raises `DataError` when it is neither.
     """
     digest = hashlib.blake2b(digest_size=8)
-    for path in model_files(find(teacher)) if teacher.is_dir() else [teacher]:
+    # How a model's classes are shown makes no difference: it is asked for them as trained.
+    files = (
+        [path for path in model_files(find(teacher)) if path.name != TAGS] if teacher.is_dir() else [teacher]
+    )
+    for path in files:
         try:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "blake2b").digest())

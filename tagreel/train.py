@@ -18,10 +18,11 @@ from tagreel import checkpoint
 from tagreel import recipe as recipes
 from tagreel.batch import Batch
 from tagreel.errors import DataError, RecipeError
-from tagreel.evaluate import evaluate
+from tagreel.evaluate import check_provenance, evaluate
 from tagreel.log import Row, summary_writer
 from tagreel.loop import Loop, Outcome, find_position, prepare, set_by_signals
 from tagreel.metrics.gap import GlobalAveragePrecision
+from tagreel.provenance import only
 from tagreel.runtime import pick_device, seed_everything
 from tagreel.source import Source
 from tagreel.tagger import Tagger, build
@@ -76,6 +77,9 @@ def train(
         )
     seed_everything(seed)
     model = build(recipe, label_names=label_names)
+    model.provenance = only(data.provenance, model.features)
+    if validation is not None:
+        check_provenance(model, validation)
     identity: Row = {
         "seed": seed,
         "teacher": fingerprint(teacher) if teacher is not None else None,
@@ -271,17 +275,16 @@ def settle(recipe: recipes.Recipe, data: Source, label_names: Sequence[str] | No
     if recipe.memory is not None:
         raise RecipeError("memory: is filled by `tagreel remember`; train with --set memory=none")
     if None in recipe.features.values():
-        streams = data.first().streams
-        missing = [name for name, width in recipe.features.items() if width is None and name not in streams]
+        known = {name: frames.shape[1] for name, frames in data.first().streams.items()}
+        if data.provenance is not None:  # which also knows what the first video lacks
+            known = {name: made["width"] for name, made in data.provenance.streams.items()} | known
+        missing = [name for name, width in recipe.features.items() if width is None and name not in known]
         if missing:
             raise DataError(
-                f"no {missing[0]!r}, which the recipe reads; it has: {', '.join(streams)}",
+                f"no {missing[0]!r}, which the recipe reads; it has: {', '.join(known)}",
                 path=str(data.paths[0]),
             )
-        features = {
-            name: streams[name].shape[1] if width is None else width
-            for name, width in recipe.features.items()
-        }
+        features = {name: known[name] if width is None else width for name, width in recipe.features.items()}
         recipe = replace(recipe, features=features)
     if recipe.classes is None:
         if label_names is None:

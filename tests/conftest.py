@@ -89,6 +89,7 @@ class InMemory:
         self.shards = [MemoryShard(path, shard) for path, shard in zip(self.paths, shards, strict=True)]
         self.counts = [len(shard) for shard in shards]
         self.label_names: list[str] | None = None
+        self.provenance: dict[str, Any] | None = None
 
     def __len__(self) -> int:
         return sum(self.counts)
@@ -178,6 +179,44 @@ def run(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny: Recipe, pl
         device="cpu",
     )
     return out
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Media files: films of 2 to 19 seconds, one without sound, one of sound alone, and one that is none."""
+    av = pytest.importorskip("av", reason="needs PyAV: pip install 'tagreel[video]'")
+    folder = tmp_path_factory.mktemp("films")
+    for name, seconds in (("a/long.mkv", 19), ("b.mkv", 2), ("c.mkv", 3), ("d.mkv", 4), ("silent.mkv", 5)):
+        film(av, folder / name, seconds=seconds, sound=name != "silent.mkv")
+    film(av, folder / "sound.mka", seconds=6, pictures=False)
+    (folder / "broken.mkv").write_bytes((folder / "d.mkv").read_bytes()[:900])
+    return folder
+
+
+def film(av: Any, path: Path, *, seconds: int, pictures: bool = True, sound: bool = True) -> None:
+    """A film of noise that depends on its name, five small pictures a second and sound of 8 kHz."""
+    path.parent.mkdir(exist_ok=True)
+    rng = np.random.default_rng(list(path.name.encode()))
+    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as out:
+        video = out.add_stream("mpeg4", rate=5) if pictures else None
+        audio = out.add_stream("pcm_s16le", rate=8000, layout="mono") if sound else None
+        if video is not None:
+            video.width, video.height = 32, 32
+        for second in range(seconds):
+            for picture in range(5 if video is not None else 0):
+                level = rng.integers(0, 255, (4, 4, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+                frame = av.VideoFrame.from_ndarray(level, "rgb24")
+                frame.pts = second * 5 + picture
+                out.mux(video.encode(frame))
+            if audio is not None:
+                heard = av.AudioFrame.from_ndarray(
+                    rng.integers(-9999, 9999, (1, 8000), np.int16), "s16", "mono"
+                )
+                heard.sample_rate, heard.pts = 8000, second * 8000
+                out.mux(audio.encode(heard))
+        for stream in (video, audio):
+            if stream is not None:
+                out.mux(stream.encode(None))
 
 
 @pytest.fixture

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from tagreel.batch import Batch, dequantize, frame_mask
+from tagreel.batch import Batch, dequantize, frame_mask, quantize
 from tagreel.errors import DataError
 
 
@@ -31,6 +32,34 @@ def test_all_bytes_lie_4_over_512_above_the_inverse_of_the_quantiser():
         dequantize(q).double() - inverse, torch.full((256,), 4 / 512).double(), rtol=0, atol=5e-7
     )
     assert torch.equal(((inverse + 2) * 255 / 4).round(), q.double())
+
+
+def test_floats_become_the_bytes_of_the_feature_extractor():
+    x = np.random.default_rng(0).normal(0, 1.2, 10_000).astype(np.float32)
+    x[:7] = [-np.inf, -2.1, -2, 0, 2, 2.1, np.inf]
+    # feature_extractor.py, in Python's own numbers, whose `round` is to even between two.
+    expected = [round((min(max(float(value), -2.0), 2.0) + 2.0) * (255.0 / 4.0)) for value in x]
+    found = quantize(x)
+    assert found.dtype == np.uint8
+    assert found.tolist() == expected
+    assert found[:7].tolist() == [0, 0, 0, 128, 255, 255, 255]
+
+
+def test_there_and_back_is_half_a_step_off_at_most_around_the_known_offset():
+    x = np.linspace(-2, 2, 100_001, dtype=np.float32)
+    error = dequantize(torch.from_numpy(quantize(x))).double().numpy() - x - 4 / 512
+    assert np.abs(error).max() == pytest.approx(2 / 255, abs=1e-5)
+    assert abs(error.mean()) < 1e-4
+
+
+def test_every_byte_comes_back_from_its_own_value():
+    q = np.arange(256, dtype=np.uint8)
+    assert (quantize(dequantize(torch.from_numpy(q)).numpy() - np.float32(4 / 512)) == q).all()
+
+
+def test_no_byte_says_that_something_is_not_a_number():
+    with pytest.raises(ValueError, match="the features hold NaN"):
+        quantize(np.array([0, np.nan], np.float32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

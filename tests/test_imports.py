@@ -13,12 +13,13 @@ import tagreel
 PACKAGE = Path(tagreel.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 EVERYONE_MAY = {"errors"}
-OPEN_SETS = {"readers", "pools", "heads", "losses", "metrics", "ensembles", "recipes", "commands"}
+OPEN_SETS = {"readers", "encoders", "pools", "heads", "losses", "metrics", "ensembles", "recipes", "commands"}
 
 # What a member of a folder may import besides what starts with `_` in its own folder.
 FOLDERS = {
     "layers": {"layers"},
-    "readers": {"batch"},
+    "readers": {"batch", "provenance"},
+    "encoders": {"decoding", "runtime"},
     "pools": {"layers"},
     "heads": {"layers"},
     "losses": set(),
@@ -39,10 +40,12 @@ FOLDERS = {
 
 # Data flows from left to right; a stage imports what stands before it, and the layers.
 STAGES = """
-    errors batch runtime vocabulary sampling schedule inference parts recipe source loader model tagger
-    ensemble storage files lists predictions recorded checkpoint report chart evaluate panel
-    fit_ensemble ranking predict remember average extract_branch compress check segments teacher
-    optimization memory log loop train train_ensemble pretrain demo display cli
+    errors provenance batch runtime vocabulary sampling schedule inference parts recipe source smaller
+    loader model tagger ensemble streaming evidence storage files _decoder decoding encoding projection
+    extractor media shards extract dataset lists predictions recorded checkpoint tags report chart
+    timeline tagging evaluate panel fit_ensemble ranking predict calibrate remember average
+    extract_branch compress catalogue check download convert segments teacher optimization memory log
+    loop train train_ensemble claims trials verdicts reproduce pretrain demo display cli
 """.split()  # noqa: SIM905
 
 # A command imports what it needs once it runs.
@@ -51,8 +54,11 @@ FOLDERS["commands"] = {*STAGES[: STAGES.index("cli")], "readers"}
 # The open sets are found by walking or named by a recipe; these stages alone name a member of one.
 NAMES_MEMBERS = {
     "source": {"readers"},  # walks the folder
+    "encoding": {"encoders"},  # walks the folder
+    "shards": {"readers"},  # writes what the Arrow reader reads
     "demo": {"readers"},  # writes the planted problem as a data set
     "evaluate": {"metrics"},
+    "calibrate": {"metrics"},
     "panel": {"metrics"},
     "fit_ensemble": {"ensembles"},  # walks the folder
     "train": {"metrics"},

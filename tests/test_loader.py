@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from tagreel.batch import Batch, dequantize
-from tagreel.errors import DataError
+from tagreel.errors import DataError, RecipeError
 from tagreel.loader import Loader, collate
 from tagreel.sampling import AllFrames, Crop, EvenlySpaced, RandomFrames
 from tagreel.source import Source
@@ -50,6 +51,42 @@ def one(*examples, **options) -> Batch:
 def test_without_shuffling_the_order_is_that_of_the_files():
     assert ids(loader()) == NAMES
     assert ids(loader(), epoch=3) == NAMES
+
+
+# ---------------------------------------------------------------------- disjoint subsets
+
+
+def test_subsets_are_disjoint_and_the_same_for_every_seed_and_epoch():
+    parts = [ids(loader(shuffle=True, subset=(11, number), seed=number)) for number in (1, 2, 3)]
+    assert [len(part) for part in parts] == [11, 11, 11]
+    assert len(set().union(*parts)) == 33
+    again = [ids(loader(shuffle=True, subset=(11, number), seed=7), epoch=2) for number in (1, 2, 3)]
+    assert list(map(set, again)) == list(map(set, parts))
+    assert again != parts
+    # Of all shards, not of the first ones.
+    assert {name.split(".")[0] for name in parts[0]} >= {"0", "2", "3", "4"}
+
+
+def test_a_subset_of_all_is_all_in_the_order_without_one():
+    everything = loader(shuffle=True, seed=3)
+    assert ids(loader(shuffle=True, seed=3, subset=(34, 1))) == ids(everything)
+    assert ids(loader(subset=(34, 1))) == NAMES
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_epoch_of_a_subset_has_as_many_batches_as_it_needs(ranks):
+    parts = [loader(shuffle=True, subset=(11, 2), rank=rank, ranks=ranks) for rank in range(ranks)]
+    assert {len(part) for part in parts} == {math.ceil(11 / 4 / ranks)}
+    assert sum(len(ids(part)) for part in parts) == parts[0].examples == 11
+
+
+def test_too_few_videos_for_a_subset_are_named():
+    message = "training.subset: 3 disjoint sets of 12 videos need 36, and there are 34; give more data"
+    with pytest.raises(RecipeError, match=message):
+        loader(subset=(12, 3))
+
+
+# ---------------------------------------------------------------------- ranks
 
 
 @pytest.mark.parametrize("window", [1, 2, 16])

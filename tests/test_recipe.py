@@ -116,13 +116,22 @@ def test_every_recipe_says_what_it_is_and_has_the_parameters_it_says(name):
         assert count_parameters(recipes.find(name)) == about.parameters
 
 
+def test_what_earlier_versions_noted_of_a_recipe_is_passed_over():
+    data = to_json(recipes.find("smoke"))
+    data["about"]["checked"] = "parameter count"
+    assert from_json(data) == from_json(to_json(recipes.find("smoke")))
+    data["about"]["summry"] = "a slip"
+    with pytest.raises(RecipeError, match="not a recipe as tagreel writes it"):
+        from_json(data)
+
+
 def test_no_two_files_name_a_recipe_alike():
     names = []
     for path in Path(importlib.import_module("tagreel.recipes").__path__[0]).rglob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Assign):
                 names += [target.id.replace("_", "-") for target in node.targets if target.id[0] != "_"]
-    assert sorted(names) == sorted([*recipes.names(), *recipes.ensembles()])
+    assert sorted(names) == sorted([*recipes.names(), *recipes.ensembles(), *recipes.unpublished()])
 
 
 @pytest.mark.parametrize(
@@ -389,6 +398,8 @@ def test_a_changed_class_takes_options_of_its_own():
         ("loss=tagreel.sampling.AllFrames", "loss: AllFrames is for another place; expected"),
         ("training.best_by=gap", "training.best_by: expected Literal['gap@20', 'map'"),
         ("training.batch_size=0", "training.batch_size is 0; expected more than 0"),
+        ("training.subset=(70, 0)", "training.subset is (70, 0); expected (size, number), each at least 1"),
+        ("training.subset=70", "training.subset: expected tuple[int, int] | None, found 70"),
         ("training.batch_size", "--set training.batch_size: expected PATH=VALUE, for example"),
         ("=3", "recipe: there is no setting ''"),
         (

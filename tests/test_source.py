@@ -82,8 +82,8 @@ def test_a_link_back_up_does_not_go_round_for_ever(folder):
     [
         ("nowhere", "no such file or folder"),
         ("*.nothing", "no file matches this pattern"),
-        ("notes.txt", "no reader recognises it; there are: audioset, npz, yt8m"),
-        ("empty", "nothing to read here; the formats are: audioset, npz, yt8m"),
+        ("notes.txt", "no reader recognises it; there are: arrow, audioset, npz, yt8m"),
+        ("empty", "nothing to read here; the formats are: arrow, audioset, npz, yt8m"),
     ],
 )
 def test_what_cannot_be_read_is_an_error_that_says_why(folder, name, reason):

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from tagreel.source import Source
 
 SOURCES_HELP = (
-    "Feature files: TFRecord shards (YouTube-8M video, frame or segment level, AudioSet; plain or .gz) or "
-    ".npz; files, folders, quoted globs. May be given several times."
+    "Feature files: TFRecord shards (YouTube-8M video, frame or segment level, AudioSet; plain or .gz), "
+    ".arrow or .npz; files, folders, quoted globs. May be given several times."
 )
 LISTED = 100
 """Damaged records that a command lists, of those it left out."""
@@ -42,6 +42,9 @@ WholeVideos = Annotated[
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run, a model or an ensemble: the folder.")]
 Checkpoint = Annotated[str, typer.Option(help="best, last, or step-N.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Videos at once; default: the recipe's.")]
+Foreign = Annotated[
+    bool, typer.Option("--foreign", help="Take features that were made otherwise than the model's.")
+]
 Trust = Annotated[
     list[str],
     typer.Option(
@@ -177,9 +180,11 @@ def source_of(
     from tagreel.source import Source
 
     source = Source(paths, check_crc=check_crc, whole_videos=whole_videos)
-    if source.ignored and say is not None:
-        shown = ", ".join(source.ignored[:3]) + (" ..." if len(source.ignored) > 3 else "")
-        say(f"no feature files, left out: {shown} ({len(source.ignored):,} in all)")
+    # What lies beside features by rights is no surprise: reports, projections, names of tags.
+    ignored = [path for path in source.ignored if not path.endswith((".json", ".safetensors", ".txt"))]
+    if ignored and say is not None:
+        shown = ", ".join(ignored[:3]) + (" ..." if len(ignored) > 3 else "")
+        say(f"no feature files, left out: {shown} ({len(ignored):,} in all)")
     return source
 
 
@@ -223,6 +228,7 @@ def report_on(
     trust: tuple[str, ...] = (),
     best: dict[str, float] | None = None,
     damaged: list[str] | None = None,
+    foreign: bool = False,
 ) -> Report:
     """Evaluate a run's checkpoint, or predictions of `label_names`; `damaged` takes what was left out."""
     from tagreel.checkpoint import facts, find
@@ -242,7 +248,14 @@ def report_on(
         folder = find(run, checkpoint)
         known = facts(folder)
         model = model_of(folder, checkpoint, device, trust, settings)
-    loader = scoring_loader(model, source, batch_size=batch_size, threads=threads, skip_damaged=skip_damaged)
+    loader = scoring_loader(
+        model,
+        source,
+        batch_size=batch_size,
+        threads=threads,
+        skip_damaged=skip_damaged,
+        foreign=foreign,
+    )
     with progress("evaluating", len(source)) as advance:
         result = evaluate_model(model, loader, device=pick_device(device), on_batch=advance)
     if damaged is not None:

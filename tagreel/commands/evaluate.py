@@ -12,6 +12,7 @@ from tagreel.commands._shared import (
     Checkpoint,
     Data,
     Device,
+    Foreign,
     Inference,
     Json,
     Labels,
@@ -47,6 +48,7 @@ def evaluate(
     device: Device = "auto",
     threads: Threads = 1,
     skip_damaged: SkipDamaged = 0,
+    foreign: Foreign = False,
     no_crc: NoCrc = False,
     whole_videos: WholeVideos = False,
     trust: Trust = [],  # noqa: B006
@@ -76,6 +78,7 @@ def evaluate(
         batch_size=batch_size,
         threads=threads,
         skip_damaged=skip_damaged,
+        foreign=foreign,
         settings=settings,
         label_names=read_label_names(labels) if labels is not None else None,
         trust=tuple(trust),

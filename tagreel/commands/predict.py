@@ -13,6 +13,7 @@ from tagreel.commands._shared import (
     Checkpoint,
     Data,
     Device,
+    Foreign,
     Inference,
     Json,
     NoCrc,
@@ -48,12 +49,19 @@ def predict(
     per_class: Annotated[
         int | None, typer.Option(min=1, help="Segments a class in a ranking, 100,000 by default.")
     ] = None,
+    threshold: Annotated[
+        bool, typer.Option("--threshold", help="Write only tags above their thresholds (tagreel calibrate).")
+    ] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Write the classes as trained, not as `tagreel tags` shows them.")
+    ] = False,
     checkpoint: Checkpoint = "best",
     settings: Inference = [],  # noqa: B006
     batch_size: BatchSize = None,
     device: Device = "auto",
     threads: Threads = 1,
     skip_damaged: SkipDamaged = 0,
+    foreign: Foreign = False,
     no_crc: NoCrc = False,
     whole_videos: WholeVideos = False,
     trust: Trust = [],  # noqa: B006
@@ -69,23 +77,39 @@ def predict(
     first. Give that year's 1,000 classes with --only: what may still get into the ranking of a class is kept
     in memory and beside FILE, 8 bytes a segment and class, of up to 150,000 segments a class in memory.
 
+    Where the model's tags were calibrated, renamed, merged or dropped (`tagreel calibrate`, `tagreel tags`),
+    .parquet and .jsonl hold those, without class ids, and --only chooses the tags made of any of its classes.
+    What goes into an ensemble, a teacher or `evaluate` are classes as trained: --raw. .csv always has those.
+
     A run that was killed goes on where it was when the command is given again.
 
     Example: tagreel predict tagreel-demo/run --data tagreel-demo/data/test* --segments 5 --out best.csv
     """
+    from tagreel.checkpoint import TAGS, find
     from tagreel.evaluate import scoring_loader
     from tagreel.predict import TOP_K, read_classes
     from tagreel.predict import predict as predict_all
     from tagreel.runtime import pick_device
+    from tagreel.tags import TagSet
 
     say = printer(as_json)
     whole = segments is not None
     source = source_of(data, check_crc=not no_crc, whole_videos=whole_videos or whole, say=say)
     target = pick_device(device)
+    folder = find(run, checkpoint)
+    tags = None if raw or out.suffix == ".csv" else TagSet.read(folder)
+    if tags is not None:
+        say(f"tags as in {folder / TAGS} (--raw: the classes as trained)")
     model = model_of(run, checkpoint, device, tuple(trust), settings)
     classes = None if only is None else read_classes(only, classes=model.classes)
     loader = scoring_loader(
-        model, source, batch_size=batch_size, threads=threads, skip_damaged=skip_damaged, whole=whole
+        model,
+        source,
+        batch_size=batch_size,
+        threads=threads,
+        skip_damaged=skip_damaged,
+        whole=whole,
+        foreign=foreign,
     )
     began = time.perf_counter()
     with progress("tagging", len(source)) as advance:
@@ -98,6 +122,8 @@ def predict(
             only=classes,
             segments=segments,
             per_class=per_class,
+            tags=tags,
+            threshold=threshold,
             on_batch=advance,
         )
     seconds = time.perf_counter() - began
@@ -109,7 +135,7 @@ def predict(
     if whole and out.suffix == ".csv":
         what += f", the best of them for each of {chosen:,} classes"
     else:
-        what += f" × {min(top_k or TOP_K, chosen)} tags"
+        what += f" × {'at most ' if tags is not None else ''}{min(top_k or TOP_K, chosen)} tags"
     rate = (result.rows - result.resumed) / seconds
     say(f"wrote {out}: {what}   {rate:,.0f} {'segments' if whole else 'videos'}/s")
     list_damaged(say, result.damaged)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tagreel.layers.initializers import he_truncated_
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.sums import Sums
 
 _ROWS = 300
 """What the authors pad a video to, and cut it to."""
@@ -64,8 +65,18 @@ class Mixture(nn.Module):
             return torch.cat(rows, dim=-1).mean(-1)  # (B, 300)
         if self.gate_reads == "padded":
             return torch.cat([x[:, :_ROWS].sum(1) / _ROWS for x in frames.values()], dim=1)
-        counts = {name: masks[name].sum(1, keepdim=True).clamp_min(1) for name in frames}
-        return torch.cat([x.sum(1) / counts[name] for name, x in frames.items()], dim=1)
+        return self.finish(self.accumulate(frames, masks))
+
+    def accumulate(self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Sums:
+        """For `gate` "frames": the sums of each feature's frames (B, D), and their numbers (B, 1)."""
+        counts = [masks[name].sum(1, keepdim=True) for name in frames]
+        return Sums((*(x.sum(1) for x in frames.values()), *counts))
+
+    def finish(self, state: Sums) -> Tensor:
+        """What the gate reads, of what `accumulate` gave."""
+        half = len(state.sums) // 2
+        pairs = zip(state.sums[:half], state.sums[half:], strict=True)
+        return torch.cat([summed / count.clamp_min(1) for summed, count in pairs], dim=1)
 
     def forward(self, seen: Tensor, logits: Sequence[Tensor]) -> Tensor:
         """Weigh the branches' logits by the gate."""

@@ -39,7 +39,9 @@ class NonLocal(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Add to each row what the rows like it say."""
-        keys = rows @ self.phi  # (B, K, inner)
-        values = keys if self.reuse_phi else rows @ self.g
-        attention = (self.scale * (rows @ self.theta) @ keys.transpose(1, 2)).softmax(-1)  # (B, K, K)
-        return rows + attention.to(values.dtype) @ values @ self.out
+        # In the rows' own precision, which may be float64 where they are sums over hours.
+        theta, phi, g = (weight.to(rows.dtype) for weight in (self.theta, self.phi, self.g))
+        keys = rows @ phi  # (B, K, inner)
+        values = keys if self.reuse_phi else rows @ g
+        attention = (self.scale * (rows @ theta) @ keys.transpose(1, 2)).softmax(-1)  # (B, K, K)
+        return rows + attention.to(values.dtype) @ values @ self.out.to(values.dtype)

@@ -17,3 +17,17 @@ def softmax_over_frames(scores: Tensor, mask: Tensor | None = None) -> Tensor:
     # Not -inf: the softmax of nothing else is NaN, which stops whoever looks for one in the gradients.
     lowest = torch.finfo(scores.dtype).min
     return scores.masked_fill(padded, lowest).softmax(1).masked_fill(padded, 0.0)
+
+
+SMALLEST = torch.finfo(torch.float64).tiny
+"""Less than any sum of weights: what to divide by where there are no frames."""
+
+
+def exp_over_frames(scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scores (B, T, H) and a mask (B, T) to weights (B, T, H) whose shares of their sum are the softmax.
+
+    Unlike shares, weights of two stretches can be added. In float64, to whose range scores are cut; within it
+    scores may differ by 35 before the smaller is lost beside the larger, where its share is nothing anyhow.
+    """
+    weights = scores.double().clamp(-600, 600).exp()
+    return weights if mask is None else weights.masked_fill(~mask[..., None], 0.0)

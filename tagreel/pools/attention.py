@@ -13,7 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from tagreel.layers.softmax_over_frames import softmax_over_frames
+from tagreel.layers.softmax_over_frames import SMALLEST, exp_over_frames, softmax_over_frames
+from tagreel.layers.sums import Sums
 
 
 class Attention(nn.Module):
@@ -28,3 +29,13 @@ class Attention(nn.Module):
         """Pool the real frames; a video without any gives zeros."""
         weights = softmax_over_frames(frames @ self.score, mask)  # (B, T, 1)
         return (weights * frames).sum(1)
+
+    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+        """The weighed sums of the frames (B, D) and of their weights (B, 1)."""
+        weights = exp_over_frames(frames @ self.score, mask)  # (B, T, 1)
+        return Sums(((weights * frames).sum(1), weights.sum(1)))
+
+    def finish(self, state: Sums) -> Tensor:
+        """The descriptor of what `accumulate` gave."""
+        summed, total = state.sums
+        return (summed / total.clamp_min(SMALLEST)).to(self.score.dtype)

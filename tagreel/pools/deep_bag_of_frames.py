@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.sums import Sums
 
 
 class DeepBagOfFrames(nn.Module):
@@ -38,14 +39,26 @@ class DeepBagOfFrames(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool the codes of the real frames; a video without any gives zeros."""
+        return self.finish(self.accumulate(frames, mask))
+
+    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+        """The sums of the codes (B, K) and their number (B, 1), the maxima (B, K): what `pooling` reads."""
         if mask is None:
             mask = frames.new_ones(frames.shape[:2], dtype=torch.bool)
         codes = F.relu6(self.norm(frames @ self.weight, mask))  # (B, T, K)
         codes = codes.masked_fill(~mask[..., None], 0.0)  # beats no real code, none is negative
+        return Sums(
+            () if self.pooling == "max" else (codes.sum(1), mask.sum(1, keepdim=True)),
+            () if self.pooling == "mean" else (codes.amax(1),),
+        )
+
+    def finish(self, state: Sums) -> Tensor:
+        """The descriptor of what `accumulate` gave."""
         if self.pooling == "max":
-            return codes.amax(1)
-        mean = codes.sum(1) / mask.sum(1, keepdim=True).clamp_min(1)  # (B, K)
+            return state.maxima[0]
+        summed, count = state.sums
+        mean = summed / count.clamp_min(1)  # (B, K)
         if self.pooling == "mean":
             return mean
-        halves = [F.normalize(half, dim=1, eps=1e-6) for half in (mean, codes.amax(1))]
+        halves = [F.normalize(half, dim=1, eps=1e-6) for half in (mean, *state.maxima)]
         return torch.cat(halves, dim=1)  # (B, 2·K)

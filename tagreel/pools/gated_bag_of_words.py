@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
 from tagreel.layers.soft_assignment import SoftAssignment
+from tagreel.layers.sums import Sums
 
 
 class GatedBagOfWords(nn.Module):
@@ -33,7 +34,16 @@ class GatedBagOfWords(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool the real frames; a video without any gives zeros."""
+        return self.finish(self.accumulate(frames, mask))
+
+    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+        """The sums of the frames' shares and their maxima, (B, K)."""
         assigned = self.assignment(frames, mask)  # (B, T, K)
-        strongest = F.normalize(assigned.amax(1), dim=1, eps=1e-6)  # (B, K)
+        return Sums((assigned.sum(1),), (assigned.amax(1),))
+
+    def finish(self, state: Sums) -> Tensor:
+        """The descriptor of what `accumulate` gave."""
+        (summed,), (largest,) = state.sums, state.maxima
+        strongest = F.normalize(largest, dim=1, eps=1e-6)  # (B, K)
         gates = torch.sigmoid(self.gate_norm(strongest @ self.squeeze @ self.excite))
-        return F.normalize(gates * assigned.sum(1), dim=1, eps=1e-6)
+        return F.normalize(gates * summed, dim=1, eps=1e-6)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from tagreel.layers.sums import Sums
+
 
 class Max(nn.Module):
     """(B, T, D) and a mask (B, T) in, (B, D) out."""
@@ -17,7 +19,15 @@ class Max(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Largest value among the real frames; a video without any gives zeros."""
-        if mask is None:
-            return frames.amax(1)
-        largest = frames.masked_fill(~mask[..., None], float("-inf")).amax(1)  # (B, D)
-        return largest.masked_fill(~mask.any(1, keepdim=True), 0.0)
+        return self.finish(self.accumulate(frames, mask))
+
+    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+        """The largest values (B, D), -inf where there are no frames."""
+        if mask is not None:
+            frames = frames.masked_fill(~mask[..., None], float("-inf"))
+        return Sums(maxima=(frames.amax(1),))
+
+    def finish(self, state: Sums) -> Tensor:
+        """The descriptor of what `accumulate` gave."""
+        (largest,) = state.maxima
+        return largest.masked_fill(largest == float("-inf"), 0.0)

@@ -6,7 +6,10 @@ section 5.1.1; the average of a video-level record, a video of one frame, is the
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+
+from tagreel.layers.sums import Sums
 
 
 class Mean(nn.Module):
@@ -22,3 +25,14 @@ class Mean(nn.Module):
             return frames.mean(1)
         weights = mask / mask.sum(1, keepdim=True).clamp_min(1)  # (B, T)
         return (frames * weights[..., None].to(frames.dtype)).sum(1)
+
+    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+        """The sums of the frames (B, D) and their number (B, 1)."""
+        if mask is None:
+            mask = frames.new_ones(frames.shape[:2], dtype=torch.bool)
+        return Sums(((frames * mask[..., None]).sum(1), mask.sum(1, keepdim=True)))
+
+    def finish(self, state: Sums) -> Tensor:
+        """The descriptor of what `accumulate` gave."""
+        summed, count = state.sums
+        return summed / count.clamp_min(1)

@@ -14,7 +14,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from tagreel.layers.softmax_over_frames import softmax_over_frames
+from tagreel.layers.softmax_over_frames import SMALLEST, exp_over_frames, softmax_over_frames
+from tagreel.layers.sums import Sums
 
 
 class MultiHeadAttention(nn.Module):
@@ -33,5 +34,19 @@ class MultiHeadAttention(nn.Module):
         """Pool the real frames; a video without any gives the bias."""
         weights = softmax_over_frames(frames @ self.queries, mask)  # (B, T, heads)
         pooled = torch.einsum("bth,btd->bhd", weights, frames.to(weights.dtype))
+        return self._value(pooled)
+
+    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+        """The weighed sums of the frames (B, heads, D) and of their weights (B, heads, 1)."""
+        weights = exp_over_frames(frames @ self.queries, mask)  # (B, T, heads)
+        summed = torch.einsum("bth,btd->bhd", weights, frames.to(weights.dtype))
+        return Sums((summed, weights.sum(1)[..., None]))
+
+    def finish(self, state: Sums) -> Tensor:
+        """The descriptor of what `accumulate` gave."""
+        summed, total = state.sums
+        return self._value((summed / total.clamp_min(SMALLEST)).to(self.values.dtype))
+
+    def _value(self, pooled: Tensor) -> Tensor:
         values = torch.einsum("bhd,hdv->bhv", pooled, self.values.to(pooled.dtype))
         return values.flatten(1) + self.bias

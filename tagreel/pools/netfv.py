@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagreel.layers.soft_assignment import SoftAssignment
+from tagreel.layers.sums import Sums
 
 
 class NetFV(nn.Module):
@@ -45,13 +46,22 @@ class NetFV(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool the real frames; a video without any gives zeros."""
+        return self.finish(self.accumulate(frames, mask))
+
+    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+        """The sums of the frames and of their squares, (B, D, K), and of their shares, (B, 1, K)."""
         assigned = self.assignment(frames, mask)  # (B, T, K)
         frames = frames.to(assigned.dtype)
-        c = 0.01 * self.assignment.weight if self.centres is None else self.centres  # (D, K)
-        deviation = self.roots.square() + 1e-6
         total = assigned.sum(1)[:, None, :]  # (B, 1, K)
         sum1 = torch.einsum("btd,btk->bdk", frames, assigned)
         sum2 = torch.einsum("btd,btk->bdk", frames.square(), assigned)
+        return Sums((sum1, sum2, total))
+
+    def finish(self, state: Sums) -> Tensor:
+        """The descriptor of what `accumulate` gave."""
+        sum1, sum2, total = state.sums
+        c = 0.01 * self.assignment.weight if self.centres is None else self.centres  # (D, K)
+        deviation = self.roots.square() + 1e-6
         first = (sum1 - c * total) / deviation  # (B, D, K)
         # The squares written out, so that no (B, T, D, K) is ever formed.
         second = (sum2 - 2 * c * sum1 + c.square() * total) / deviation.square() - total

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagreel.layers.soft_assignment import SoftAssignment
+from tagreel.layers.sums import Sums
 
 
 class NetRVLAD(nn.Module):
@@ -25,7 +26,15 @@ class NetRVLAD(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool the real frames; a video without any gives zeros."""
+        return self.finish(self.accumulate(frames, mask))
+
+    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+        """The sums of the frames under their shares, (B, D, K)."""
         assigned = self.assignment(frames, mask)  # (B, T, K)
-        vlad = torch.einsum("btd,btk->bdk", frames.to(assigned.dtype), assigned)
+        return Sums((torch.einsum("btd,btk->bdk", frames.to(assigned.dtype), assigned),))
+
+    def finish(self, state: Sums) -> Tensor:
+        """The descriptor of what `accumulate` gave."""
+        (vlad,) = state.sums
         vlad = F.normalize(vlad, dim=1, eps=1e-6).flatten(1)  # (B, D·K)
         return F.normalize(vlad, dim=1, eps=1e-6)

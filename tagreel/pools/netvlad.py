@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagreel.layers.soft_assignment import SoftAssignment
+from tagreel.layers.sums import Sums
 
 
 class NetVLAD(nn.Module):
@@ -31,8 +32,17 @@ class NetVLAD(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool the real frames; a video without any gives zeros."""
+        return self.finish(self.accumulate(frames, mask))
+
+    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+        """The sums of the frames (B, D, K) and of their shares (B, 1, K)."""
         assigned = self.assignment(frames, mask)  # (B, T, K)
         summed = torch.einsum("btd,btk->bdk", frames.to(assigned.dtype), assigned)
-        vlad = summed - self.centres * assigned.sum(1)[:, None, :]  # (B, D, K)
+        return Sums((summed, assigned.sum(1)[:, None, :]))
+
+    def finish(self, state: Sums) -> Tensor:
+        """The descriptor of what `accumulate` gave."""
+        summed, total = state.sums
+        vlad = summed - self.centres * total  # (B, D, K)
         vlad = F.normalize(vlad, dim=1, eps=1e-6).flatten(1)  # (B, D·K)
         return F.normalize(vlad, dim=1, eps=1e-6)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tagreel.layers.initializers import he_truncated_
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.sums import Sums
 
 
 class NeXtVLAD(nn.Module):
@@ -47,6 +48,10 @@ class NeXtVLAD(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool the real frames."""
+        return self.finish(self.accumulate(frames, mask))
+
+    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+        """The sums of the groups (B, λD/G, K) and of their shares (B, 1, K)."""
         B, T, _ = frames.shape
         G, K = self.groups, self.clusters
         expanded = self.expand(frames)  # (B, T, λD)
@@ -57,6 +62,11 @@ class NeXtVLAD(nn.Module):
         assigned = logits.view(B, T * G, K).softmax(-1) * attention.view(B, T * G, 1)  # (B, T·G, K)
         grouped = expanded.view(B, T * G, -1)  # (B, T·G, λD/G)
         summed = torch.einsum("bnj,bnk->bjk", grouped.to(assigned.dtype), assigned)
-        vlad = summed - self.centres * assigned.sum(1)[:, None, :]  # (B, λD/G, K)
+        return Sums((summed, assigned.sum(1)[:, None, :]))
+
+    def finish(self, state: Sums) -> Tensor:
+        """The descriptor of what `accumulate` gave."""
+        summed, total = state.sums
+        vlad = summed - self.centres * total  # (B, λD/G, K)
         vlad = F.normalize(vlad, dim=1, eps=1e-6).flatten(1)  # (B, λD/G · K)
         return self.out_norm(vlad)  # type: ignore[no-any-return]

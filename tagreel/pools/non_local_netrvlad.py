@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tagreel.layers.non_local import NonLocal
 from tagreel.layers.soft_assignment import SoftAssignment
+from tagreel.layers.sums import Sums
 
 
 class NonLocalNetRVLAD(nn.Module):
@@ -38,7 +39,15 @@ class NonLocalNetRVLAD(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool the real frames; a video without any gives zeros."""
+        return self.finish(self.accumulate(frames, mask))
+
+    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+        """The sums of the frames under their shares, (B, K, D)."""
         assigned = self.assignment(frames, mask)  # (B, T, K)
-        rows = torch.einsum("btd,btk->bkd", frames.to(assigned.dtype), assigned)  # (B, K, D)
+        return Sums((torch.einsum("btd,btk->bkd", frames.to(assigned.dtype), assigned),))
+
+    def finish(self, state: Sums) -> Tensor:
+        """The descriptor of what `accumulate` gave."""
+        (rows,) = state.sums
         vlad = F.normalize(self.non_local(rows), dim=2, eps=1e-6).transpose(1, 2).flatten(1)  # (B, D·K)
         return F.normalize(vlad, dim=1, eps=1e-6)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tagreel.layers.non_local import NonLocal
 from tagreel.layers.soft_assignment import SoftAssignment
+from tagreel.layers.sums import Sums
 
 
 class NonLocalNetVLAD(nn.Module):
@@ -42,8 +43,17 @@ class NonLocalNetVLAD(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool the real frames; a video without any gives zeros."""
+        return self.finish(self.accumulate(frames, mask))
+
+    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+        """The sums of the frames (B, K, D) and of their shares (B, K, 1)."""
         assigned = self.assignment(frames, mask)  # (B, T, K)
         summed = torch.einsum("btd,btk->bkd", frames.to(assigned.dtype), assigned)
-        rows = summed - self.centres.T * assigned.sum(1)[..., None]  # (B, K, D)
+        return Sums((summed, assigned.sum(1)[..., None]))
+
+    def finish(self, state: Sums) -> Tensor:
+        """The descriptor of what `accumulate` gave."""
+        summed, total = state.sums
+        rows = summed - self.centres.T * total  # (B, K, D)
         vlad = F.normalize(self.non_local(rows), dim=2, eps=1e-6).transpose(1, 2).flatten(1)  # (B, D·K)
         return F.normalize(vlad, dim=1, eps=1e-6)

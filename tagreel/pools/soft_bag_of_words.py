@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagreel.layers.soft_assignment import SoftAssignment
+from tagreel.layers.sums import Sums
 
 
 class SoftBagOfWords(nn.Module):
@@ -32,8 +33,14 @@ class SoftBagOfWords(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool the real frames; a video without any gives zeros."""
+        return self.finish(self.accumulate(frames, mask))
+
+    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+        """The sums of the frames' shares, and their maxima with `max_pool`, (B, K)."""
         assigned = self.assignment(frames, mask)  # (B, T, K)
-        words = F.normalize(assigned.sum(1), dim=1, eps=1e-6)  # (B, K)
-        if not self.max_pool:
-            return words
-        return torch.cat([words, F.normalize(assigned.amax(1), dim=1, eps=1e-6)], dim=1)
+        return Sums((assigned.sum(1),), (assigned.amax(1),) if self.max_pool else ())
+
+    def finish(self, state: Sums) -> Tensor:
+        """The descriptor of what `accumulate` gave."""
+        words = [F.normalize(part, dim=1, eps=1e-6) for part in (*state.sums, *state.maxima)]
+        return torch.cat(words, dim=1)
