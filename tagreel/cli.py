@@ -29,6 +29,7 @@ from tagreel.commands import (
     pretrain,
     recipes,
     remember,
+    reproduce,
     segments,
     tag,
     tags,
@@ -57,6 +58,7 @@ app.command()(check.check)
 app.command()(convert.convert)
 app.command()(segments.segments)
 app.command()(train.train)
+app.command()(reproduce.reproduce)
 app.command()(pretrain.pretrain)
 app.command()(evaluate.evaluate)
 app.command()(calibrate.calibrate)

@@ -34,14 +34,14 @@ _OWN_FILES: set[str] = set()
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """Where a recipe comes from: the paper, what it published, and how far we have checked it."""
+    """What a recipe is and where it comes from: the paper, the table in it, and what it published there."""
 
     name: str = ""
     summary: str = ""
     paper: str = ""
+    table: str = ""
     published: Mapping[str, float] = field(default_factory=dict)
     parameters: int | None = None
-    checked: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,9 @@ class Training:
     adds head_l2 · ½ Σ w² over the head's matrices. `precision` is that of matrix products. The recipe's
     `late` parts join in after `late_epochs`. With a teacher, `distill` is the share of its probabilities in
     what is learnt, the labels have the rest (0: they alone), and `forgive` the share of each class's
-    negatives, the likeliest by the teacher, that the loss leaves out. The checkpoint with the highest
-    `best_by` on validation is kept as the best.
+    negatives, the likeliest by the teacher, that the loss leaves out. `subset` is (size, number): only the
+    number-th of disjoint random sets of so many videos is learnt from (None: all). The checkpoint with the
+    highest `best_by` on validation is kept as the best.
     """
 
     optimizer: Part
@@ -87,6 +88,7 @@ class Training:
     late_epochs: float = 0.0
     distill: float = 0.0
     forgive: float = 0.0
+    subset: tuple[int, int] | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     best_by: Literal["gap@20", "map", "map_top20", "hit@1", "perr"] = "gap@20"
 
@@ -161,6 +163,9 @@ class Recipe:
             raise RecipeError(f"training.distill is {training.distill}; expected 0 (none) to 1")
         if not 0 <= training.forgive < 1:
             raise RecipeError(f"training.forgive is {training.forgive}; expected 0 (none) to less than 1")
+        if training.subset is not None and min(training.subset) < 1:
+            expected = "expected (size, number), each at least 1"
+            raise RecipeError(f"training.subset is {training.subset}; {expected}")
         if not 0 < self.batch_norm_momentum <= 1:
             raise RecipeError(f"batch_norm_momentum is {self.batch_norm_momentum}; expected more than 0 to 1")
         sizes = {f"features.{name}": width for name, width in self.features.items()}
@@ -259,6 +264,17 @@ class Ensemble:
         return {name: weights[name] / total for name in self.members}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Unpublished:
+    """A row of a paper's table that cannot be built: `reason` says what the paper does not tell."""
+
+    reason: str
+    about: About
+
+
+Entry = Recipe | Ensemble | Unpublished
+
+
 def names() -> dict[str, Recipe]:
     """Every recipe of the package by name (`willow-gated-netvlad-256`), in the order of the files."""
     return {name: _named(found, name) for name, found in _walk().items() if isinstance(found, Recipe)}
@@ -267,6 +283,11 @@ def names() -> dict[str, Recipe]:
 def ensembles() -> dict[str, Ensemble]:
     """Every ensemble of the package by name (`willow-ens7`), in the order of the files."""
     return {name: _named(found, name) for name, found in _walk().items() if isinstance(found, Ensemble)}
+
+
+def unpublished() -> dict[str, Unpublished]:
+    """Every row by name that a paper scores and does not describe, in the order of the files."""
+    return {name: _named(found, name) for name, found in _walk().items() if isinstance(found, Unpublished)}
 
 
 def find(name: str, *, trust: tuple[str, ...] = ()) -> Recipe:
@@ -289,7 +310,7 @@ def find_any(name: str, *, trust: tuple[str, ...] = ()) -> Recipe | Ensemble:
 
 
 _KINDS: dict[type[Recipe | Ensemble], str] = {Recipe: "recipe", Ensemble: "ensemble"}
-Kind = typing.TypeVar("Kind", bound=Recipe | Ensemble)
+Kind = typing.TypeVar("Kind", bound=Entry)
 
 
 def _look_up(
@@ -318,9 +339,9 @@ def _look_up(
     return _named(_of_kind(known[wanted], name, kinds), wanted)
 
 
-def _of_kind(
-    found: Recipe | Ensemble, name: str, kinds: tuple[type[Recipe | Ensemble], ...]
-) -> Recipe | Ensemble:
+def _of_kind(found: Entry, name: str, kinds: tuple[type[Recipe | Ensemble], ...]) -> Recipe | Ensemble:
+    if isinstance(found, Unpublished):
+        raise RecipeError(f"{name} cannot be built: {found.reason}")
     if isinstance(found, kinds):
         return found
     if isinstance(found, Ensemble):
@@ -329,9 +350,9 @@ def _of_kind(
     raise RecipeError(f"{name} is a recipe; expected an ensemble of several")
 
 
-def _walk() -> dict[str, Recipe | Ensemble]:
+def _walk() -> dict[str, Entry]:
     """All that the package holds, by name."""
-    found: dict[str, Recipe | Ensemble] = {}
+    found: dict[str, Entry] = {}
     package = importlib.import_module("tagreel.recipes")
     for info in pkgutil.walk_packages(package.__path__, "tagreel.recipes."):
         if not info.ispkg:
@@ -361,11 +382,11 @@ def _module_of(file: Path) -> types.ModuleType:
     return module
 
 
-def _in(namespace: Mapping[str, Any]) -> dict[str, Recipe | Ensemble]:
+def _in(namespace: Mapping[str, Any]) -> dict[str, Entry]:
     return {
         variable.replace("_", "-"): value
         for variable, value in namespace.items()
-        if isinstance(value, Recipe | Ensemble) and not variable.startswith("_")
+        if isinstance(value, Entry) and not variable.startswith("_")
     }
 
 
@@ -408,7 +429,7 @@ def from_json(data: Any, *, where: str = "recipe", trust: tuple[str, ...] = ()) 
         values = {key: decode(value, trust) for key, value in dict(data).items()}
         values["streams"] = {name: Stream(**stream) for name, stream in values["streams"].items()}
         values["training"] = Training(**values["training"])
-        values["about"] = About(**values.get("about", {}))
+        values["about"] = _about(values.get("about", {}))
         return Recipe(**values)
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from error
@@ -424,12 +445,17 @@ def ensemble_from_json(data: Any, *, where: str = "ensemble", trust: tuple[str, 
             name: from_json(member, where=f"members.{name}", trust=trust)
             for name, member in values.pop("members").items()
         }
-        about = About(**values.pop("about", {}))
+        about = _about(values.pop("about", {}))
         return Ensemble(members=members, about=about, **values)
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from error
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise RecipeError(f"{where}: not an ensemble as tagreel writes it: {error}") from error
+
+
+def _about(data: Mapping[str, Any]) -> About:
+    # Earlier versions said here what was checked of a recipe, which is now in `catalogue`.
+    return About(**{key: value for key, value in data.items() if key != "checked"})
 
 
 def load(path: Path, *, trust: tuple[str, ...] = ()) -> Recipe:

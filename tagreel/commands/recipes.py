@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from tagreel.commands._shared import Json, Trust, finish, look_here, printer
+from tagreel.errors import RecipeError
 
 if TYPE_CHECKING:
+    from tagreel.catalogue import Item
     from tagreel.recipe import About, Ensemble, Part, Recipe
+
+Kind = Literal["model", "member", "ensemble", "data-size"]
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -21,50 +26,77 @@ app = typer.Typer(
 
 
 @app.callback()
-def list_recipes(context: typer.Context, as_json: Json = False) -> None:
-    """List the recipes, then the ensembles of them: parameters, what the paper reports, and what each is.
+def list_recipes(
+    context: typer.Context,
+    paper: Annotated[
+        str, typer.Option(metavar="NAME", help="Only what a paper published: willow, cmu, 1811.05014 ...")
+    ] = "",
+    table: Annotated[
+        str, typer.Option(metavar="TABLE", help="Only one of its tables: 'table 2', or 2 in short.")
+    ] = "",
+    kind: Annotated[
+        Kind | None,
+        typer.Option(
+            help="model: all single ones; member: those in an ensemble; ensemble; data-size: models that "
+            "learn from a part of the data."
+        ),
+    ] = None,
+    find: Annotated[
+        list[str], typer.Option(metavar="WORD", help="Only what has this word in its name or description.")
+    ] = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """List the recipes and the ensembles of them: size, what the paper reports, how far each was verified.
 
-    Example: tagreel recipes
+    Rows of the papers that nobody can build, because a paper does not say what they are made of, are listed,
+    too: show one to read why.
+
+    Example: tagreel recipes --paper willow --table 'table 2'
     """
     if context.invoked_subcommand is not None:
         context.obj = as_json
         return
-    from tagreel import recipe as recipes
+    from tagreel.catalogue import SOURCES, catalogue
 
     say = printer(as_json)
-    single = [_row(name, (found,), found.about) for name, found in recipes.names().items()]
-    several = [
-        {**_row(name, tuple(found.members.values()), found.about), "members": list(found.members)}
-        for name, found in recipes.ensembles().items()
-    ]
-    _list("recipe", single, say)
-    say("")
-    _list("ensemble", several, say)
-    say("\nshow one: tagreel recipes show NAME")
-    finish(as_json, {"recipes": single, "ensembles": several})
+    found = catalogue(paper=paper, table=table, kind=kind or "", words=find)
+    if not found:
+        raise RecipeError("no recipe fits; `tagreel recipes` lists them all")
+    width = max(len(item.name) for item in found)
+    columns = f"{'parameters':>14}   {'MB':>9}   {'published':<16}   {'verified':<24}   what it is"
+    say(f"{'recipe':<{width}}   {columns}")
+    for item in found:
+        size = ("by the data", "-") if not item.cannot else ("not published", "-")
+        if item.parameters is not None and item.size is not None:
+            size = (f"{item.parameters:,}", f"{item.size / 1e6:,.1f}")
+        count = f"{len(item.members)} models: " if item.members else ""
+        say(
+            f"{item.name:<{width}}   {size[0]:>14}   {size[1]:>9}   {_score(item.about.published):<16}   "
+            f"{' '.join(item.verified) or '-':<24}   {count}{item.about.summary}"
+        )
+    say(f"\n{len(found):,} in all; show one: tagreel recipes show NAME")
+    if words := [word for word in SOURCES if any(word in item.verified for item in found)]:
+        say("verified:")
+        for word in words:
+            say(f"  {word:<10} {SOURCES[word]}")
+    finish(as_json, {"recipes": [_plain(item) for item in found]})
 
 
-def _row(name: str, parts: tuple[Recipe, ...], about: About) -> dict[str, Any]:
-    from tagreel.tagger import count_parameters
-
-    # The tests hold the recipes to what they state, and building all of them takes a while.
-    counts = [part.about.parameters or count_parameters(part) for part in parts]
+def _plain(item: Item) -> dict[str, Any]:
     return {
-        "name": name,
-        "parameters": _sum(counts),
-        "summary": about.summary,
-        "published": dict(about.published),
+        "name": item.name,
+        "kind": item.kind,
+        "paper": item.about.paper,
+        "table": item.about.table,
+        "summary": item.about.summary,
+        "published": dict(item.about.published),
+        "parameters": item.parameters,
+        "bytes": item.size,
+        "members": list(item.members),
+        "member_of": list(item.member_of),
+        "verified": list(item.verified),
+        "cannot": item.cannot or None,
     }
-
-
-def _list(kind: str, rows: list[dict[str, Any]], say: Callable[[str], None]) -> None:
-    width = max(len(row["name"]) for row in rows)
-    say(f"{kind:<{width}}   {'parameters':>14}   published          what it is")
-    for row in rows:
-        size = f"{row['parameters']:,}" if row["parameters"] is not None else "by the data"
-        count = f"{len(row['members'])} models: " if "members" in row else ""
-        score = _score(row["published"])
-        say(f"{row['name']:<{width}}   {size:>14}   {score:<16}   {count}{row['summary']}")
 
 
 @app.command("show")
@@ -87,22 +119,29 @@ def show_recipe(
     Example: tagreel recipes show willow-ens7
     """
     from tagreel import recipe as recipes
+    from tagreel.catalogue import verified
 
     as_json = as_json or bool(context.obj)
     look_here(trust)
+    say = printer(as_json)
+    if (unknown := recipes.unpublished().get(name)) is not None and not settings:
+        say(f"{name}: {unknown.about.summary}")
+        _say_source(unknown.about, (), say)
+        say(f"  cannot be built: {unknown.reason}")
+        finish(as_json, {"name": name, "about": asdict(unknown.about), "cannot": unknown.reason})
+        return
     found = recipes.find_any(name, trust=tuple(trust))
     for setting in settings:
         found = recipes.override(found, setting, trust=tuple(trust))
     configuration = recipes.to_json(found)
     about = configuration.pop("about")
-    say = printer(as_json)
     say(f"{name}: {about['summary']}")
     if isinstance(found, recipes.Ensemble):
         shown = _show_ensemble(found, say)
     else:
         shown = _sizes(found, "float32")
         _say_size(shown, "float32", say)
-        _say_source(found.about, say)
+        _say_source(found.about, () if settings else verified(name, found), say)
         say("\nsettings (change one with --set PATH=VALUE):")
         for path, value in _leaves(configuration, ""):
             say(f"  {path} = {value}")
@@ -116,7 +155,7 @@ def _show_ensemble(ensemble: Ensemble, say: Callable[[str], None]) -> dict[str, 
     }
     total = {key: _sum([member[key] for member in members.values()]) for key in ("parameters", "bytes")}
     _say_size(total, ensemble.storage, say)
-    _say_source(ensemble.about, say)
+    _say_source(ensemble.about, (), say)
     if ensemble.top_k is not None:
         say(f"  top_k        {ensemble.top_k}: of each prediction, what is below counts as 0")
     width = max(map(len, members))
@@ -161,12 +200,15 @@ def _say_size(sizes: Mapping[str, int | None], storage: str, say: Callable[[str]
         say(f"  {storage:<12} {megabytes}, batch norm's statistics included")
 
 
-def _say_source(about: About, say: Callable[[str], None]) -> None:
-    for key, value in (("paper", about.paper), ("checked", about.checked)):
-        if value:
-            say(f"  {key:<12} {value}")
+def _say_source(about: About, words: Sequence[str], say: Callable[[str], None]) -> None:
+    from tagreel.catalogue import SOURCES
+
+    if about.paper:
+        say(f"  paper        {', '.join(filter(None, (about.paper, about.table)))}")
     for key, score in about.published.items():
         say(f"  published    {key} {score:g}")
+    for word in words:
+        say(f"  verified     {SOURCES[word]}")
 
 
 def _score(published: Mapping[str, float]) -> str:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tagreel.compress import recipe_size
-from tagreel.recipe import ensembles, find, find_ensemble, names, to_json
+from tagreel.recipe import ensembles, find, find_ensemble, names, to_json, unpublished
 
 
 def _json(cli, *arguments):
@@ -17,26 +17,65 @@ def _json(cli, *arguments):
     return json.loads(out)
 
 
-def test_recipes_are_listed_and_then_the_ensembles(cli):
+def test_recipes_are_listed_then_the_ensembles_then_what_cannot_be_built(cli):
     code, out, _ = cli("recipes")
     assert code == 0
-    lines = out.splitlines()
-    listed = [line.split()[0] for line in lines if line]
-    split = listed.index("ensemble")
-    assert listed[0] == "recipe"
-    assert listed[1:split] == list(names())
-    assert listed[split + 1 : -1] == list(ensembles())
+    head, *lines = out.splitlines()
+    everything = [*names(), *ensembles(), *unpublished()]
+    assert head.split() == ["recipe", "parameters", "MB", "published", "verified", "what", "it", "is"]
+    assert [line.split()[0] for line in lines[: len(everything)]] == everything
+    assert lines[len(everything) + 1].startswith(f"{len(everything)} in all; ")
     [final] = [line for line in lines if line.startswith("cmu-final ")]
-    assert "21,103,811,338   GAP@20 0.84662     35 models: " in final
+    assert "21,103,811,338    84,420.3   GAP@20 0.84662     name parts step " in final
+    assert "   35 models: " in final
+    [unknown] = [line for line in lines if line.startswith("willow-ens25 ")]
+    assert "not published           -   GAP@20 0.84967" in unknown
+    assert "\n  layers     it follows from the paper's layers; the code was never published\n" in out
 
 
-def test_the_list_as_json(cli):
-    found = _json(cli)
-    assert [row["name"] for row in found["recipes"]] == list(names())
-    [row] = [row for row in found["ensembles"] if row["name"] == "willow-ens7"]
-    assert row["members"] == list(find_ensemble("willow-ens7").members)
-    assert row["parameters"] == 1_270_145_936
-    assert row["published"] == {"GAP@20 (Kaggle private)": 0.84688}
+def test_the_list_is_filtered_and_comes_as_json(cli):
+    found = _json(cli, "--paper", "willow", "--kind", "ensemble")["recipes"]
+    assert [row["name"] for row in found] == ["willow-ens7", "willow-ens25"]
+    assert found[0] == {
+        "name": "willow-ens7",
+        "kind": "ensemble",
+        "paper": "Willow, arXiv 1706.06905",
+        "table": "table 4",
+        "summary": "All released, alike in weight",
+        "published": {"GAP@20 (Kaggle private)": 0.84688},
+        "parameters": 1_270_145_936,
+        "bytes": sum(recipe_size(recipe) for recipe in find_ensemble("willow-ens7").members.values()),
+        "members": list(find_ensemble("willow-ens7").members),
+        "member_of": [],
+        "verified": ["code", "parts", "step"],
+        "cannot": None,
+    }
+    assert "25 in all, not which" in found[1]["cannot"]
+
+
+def test_a_filter_that_nothing_fits_is_one_line(cli):
+    message = "tagreel: no recipe fits; `tagreel recipes` lists them all\n"
+    assert cli("recipes", "--find", "nosuch") == (2, "", message)
+
+
+def test_a_row_that_cannot_be_built_is_shown_with_the_reason(cli):
+    code, out, _ = cli("recipes", "show", "cmu-ens26")
+    assert code == 0
+    assert "\n  paper        CMU Informedia, arXiv 1707.01408, table 3\n" in out
+    assert "\n  published    GAP@20 (local validation) 0.8456\n" in out
+    assert "\n  cannot be built: the paper says that 17 of its models are video-level" in out
+    found = _json(cli, "show", "cmu-ens26")
+    assert found["about"]["published"]["GAP@20 (local validation)"] == 0.8456
+    assert found["cannot"].startswith("the paper says that 17")
+    code, _, err = cli("train", "cmu-ens26", "--data", "x", "--out", "y")
+    assert (code, err.startswith("tagreel: cmu-ens26 cannot be built: the paper says")) == (2, True)
+
+
+def test_a_recipe_is_shown_with_how_far_it_was_verified(cli):
+    _, out, _ = cli("recipes", "show", "nextvlad-g8-d05-k128")
+    assert "\n  verified     the paper gives the number of parameters, or the size, and it agrees\n" in out
+    _, out, _ = cli("recipes", "show", "nextvlad-g8-d05-k128", "--set", "classes=7")
+    assert "verified" not in out
 
 
 def test_an_ensemble_is_shown_with_weights_and_sizes(cli):

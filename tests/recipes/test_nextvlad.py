@@ -57,7 +57,7 @@ def test_rows_of_table_1_have_their_parameters(name, expected):
 def test_rows_of_table_1_say_what_was_published(name, published):
     about = recipes.find(name).about
     assert list(about.published.values()) == [published]
-    assert "table 1" in about.paper
+    assert about.table == "table 1"
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,8 @@ from tagreel.recipe import About, Ensemble, Recipe, Stream, Training
 from tagreel.sampling import AllFrames, EvenlySpaced, RandomFraction, RandomSegment
 from tagreel.schedule import Staircase
 
+_PAPER = "CMU Informedia, arXiv 1707.01408"
+
 _SCALED = partial(L2Norm, parts=(1024, 128))
 _DROPPED = partial(Dropout, rate=0.2)
 
@@ -52,8 +54,7 @@ def _codes(clusters: int) -> Mapping[str, Stream]:
 
 
 def _about(summary: str, parameters: int) -> About:
-    checked = "parameter count, of the model as we read its name"
-    return About(summary=summary, paper="arXiv 1707.01408, table 4", parameters=parameters, checked=checked)
+    return About(summary=summary, paper=_PAPER, table="table 4", parameters=parameters)
 
 
 def _row(model: Recipe, name: str, gap: float, mean_ap: float, perr: float) -> Recipe:
@@ -268,14 +269,14 @@ _MEMBERS = {
 cmu_final = Ensemble(
     about=About(
         summary="By the drop without each: first place of 2017",
-        paper="arXiv 1707.01408, tables 3 and 4",
+        paper=_PAPER,
+        table="table 4",
         published={
             "GAP@20 (test)": 0.84662,
             "GAP@20 (local validation)": 0.84675,
             "mAP (local validation)": 0.5401,
             "PERR (local validation)": 0.772,
         },
-        checked="weights, parameter counts",
     ),
     members={name: member for name, (member, _) in _MEMBERS.items()},
     weights={name: weight for name, (_, weight) in _MEMBERS.items()},

@@ -28,16 +28,18 @@ from tagreel.recipe import About, Recipe, Stream, Training
 from tagreel.sampling import AllFrames
 from tagreel.schedule import Staircase
 
+_PAPER = "NeXtVLAD, arXiv 1811.05014"
+
 nextvlad_single_460k = Recipe(
     about=About(
         summary="NeXtVLAD, 8 groups, 112 clusters: one branch of the submission",
-        paper="arXiv 1811.05014, table 2, first row",
+        paper=_PAPER,
+        table="table 2",
         published={
             "GAP@20 (private, one branch of a distilled mixture)": 0.87846,
             "GAP@20 (public, one branch of a distilled mixture)": 0.87910,
         },
         parameters=78_643_170,
-        checked="parameter count",
     ),
     features={"rgb": 1024, "audio": 128},
     classes=3862,
@@ -72,10 +74,10 @@ nextvlad_mix3_t3_460k = replace(
     nextvlad_single_460k,
     about=About(
         summary="Three such branches under a gate, distilled together: third place",
-        paper="arXiv 1811.05014, table 2",
+        paper=_PAPER,
+        table="table 2",
         published={"GAP@20 (private)": 0.88722, "GAP@20 (public)": 0.88794},
         parameters=235_935_273,
-        checked="parameter count",
     ),
     mixture=partial(Mixture, branches=3, temperature=3.0),
 )

@@ -27,13 +27,15 @@ from tagreel.recipe import About, Recipe, Stream, Training
 from tagreel.sampling import AllFrames
 from tagreel.schedule import Staircase
 
+_PAPER = "NeXtVLAD, arXiv 1811.05014"
+
 nextvlad_mix3_t0_120k = Recipe(
     about=About(
         summary="Three NeXtVLAD branches under a gate, not distilled",
-        paper="arXiv 1811.05014, table 3",
+        paper=_PAPER,
+        table="table 3",
         published={"GAP@20 (local validation, 120K steps)": 0.8798},
         parameters=235_935_273,
-        checked="parameter count",
     ),
     features={"rgb": 1024, "audio": 128},
     classes=3862,

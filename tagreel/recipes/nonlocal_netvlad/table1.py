@@ -35,7 +35,8 @@ from tagreel.recipe import About, Ensemble, Recipe, Stream, Training
 from tagreel.sampling import AllFrames, RandomFrames
 from tagreel.schedule import Staircase
 
-_PAPER = "arXiv 1810.00207, slides, tables 1 and 2"
+_PAPER = "Non-local NetVLAD, arXiv 1810.00207"
+
 _SINGLE = "GAP@20 (validation)"
 _AVERAGED = "GAP@20 (validation, averaged checkpoints)"
 _PUBLIC = "GAP@20 (Kaggle public)"
@@ -45,9 +46,9 @@ nlvlad_lfnl_netvlad = Recipe(
     about=About(
         summary="Late-fusion non-local NetVLAD, 64 clusters, 8 experts",
         paper=_PAPER,
+        table="slides, table 1",
         published={_SINGLE: 0.8703, _AVERAGED: 0.8716},
         parameters=154_958_464,
-        checked="parameter count",
     ),
     features={"rgb": 1024, "audio": 128},
     classes=3862,
@@ -83,9 +84,9 @@ nlvlad_lfnl_netrvlad = replace(
     about=About(
         summary="Late-fusion non-local NetRVLAD, 64 clusters, 4 experts",
         paper=_PAPER,
+        table="slides, table 1",
         published={_SINGLE: 0.8687, _AVERAGED: 0.8704},
         parameters=125_087_272,
-        checked="parameter count",
     ),
     streams={
         "rgb": Stream(
@@ -105,9 +106,9 @@ nlvlad_efnl_netvlad = replace(
     about=About(
         summary="Early-fusion non-local NetVLAD, 64 clusters, 2 experts",
         paper=_PAPER,
+        table="slides, table 1",
         published={_SINGLE: 0.8674, _AVERAGED: 0.8704},
         parameters=111_697_852,
-        checked="parameter count",
     ),
     streams={
         "frames": Stream(
@@ -124,9 +125,9 @@ nlvlad_softbof_4k = replace(
     about=About(
         summary="Soft bag of 4,000 words, 2 experts, no gating",
         paper=_PAPER,
+        table="slides, table 1",
         published={_SINGLE: 0.8525, _AVERAGED: 0.8574},
         parameters=28_561_492,
-        checked="parameter count",
     ),
     streams={
         "rgb": Stream(transforms=(partial(MaskedBatchNorm),), pool=partial(SoftBagOfWords, clusters=4000)),
@@ -143,9 +144,9 @@ nlvlad_softbof_8k = replace(
     about=About(
         summary="Soft bag of 8,000 words, 2 experts, no gating",
         paper=_PAPER,
+        table="slides, table 1",
         published={_SINGLE: 0.8512, _AVERAGED: 0.8563},
         parameters=37_338_492,
-        checked="parameter count",
     ),
     streams={
         "rgb": Stream(transforms=(partial(MaskedBatchNorm),), pool=partial(SoftBagOfWords, clusters=8000)),
@@ -159,9 +160,9 @@ nlvlad_gru = replace(
     about=About(
         summary="Two layers of GRU, 1,200 units each, their last states to 2 experts",
         paper=_PAPER,
+        table="slides, table 1",
         published={_SINGLE: 0.8568, _AVERAGED: 0.8612},
         parameters=63_466_124,
-        checked="parameter count",
     ),
     streams={
         "frames": Stream(inputs=("rgb", "audio"), pool=partial(GRU, units=(1200, 1200), readout="states"))
@@ -182,6 +183,7 @@ def _averaged(model: Recipe) -> Recipe:
     about = replace(
         model.about,
         summary=f"{model.about.summary}; averaged checkpoints",
+        table="slides, table 2",
         published={_AVERAGED: model.about.published[_AVERAGED]},
     )
     return replace(model, about=about)
@@ -208,7 +210,7 @@ def _ensemble(summary: str, published: Mapping[str, float], *numbers: int) -> En
     """Models by their numbers in the slides, as table 3 joins them."""
     numbered = list(_SIX.items())
     return Ensemble(
-        about=About(summary=summary, paper="arXiv 1810.00207, slides, table 3", published=published),
+        about=About(summary=summary, paper=_PAPER, table="slides, table 3", published=published),
         members=dict(numbered[number - 1] for number in numbers),
     )
 
@@ -248,9 +250,9 @@ def _repeated(times: int) -> Mapping[str, Recipe]:
 nlvlad_final_r1 = Ensemble(
     about=About(
         summary="All of the slides, on 300 random frames, in bfloat16",
-        paper="arXiv 1810.00207, slides, table 4",
+        paper=_PAPER,
+        table="slides, table 4",
         published={_SINGLE: 0.8842},
-        checked="size in bfloat16",
     ),
     members=_repeated(1),
     storage="bfloat16",

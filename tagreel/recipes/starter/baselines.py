@@ -26,12 +26,14 @@ from tagreel.recipe import About, Recipe, Stream, Training
 from tagreel.sampling import AllFrames, EvenlySpaced, RandomFrames
 from tagreel.schedule import Staircase
 
+_PAPER = "YouTube-8M starter code, arXiv 1609.08675"
+
 starter_logistic_video = Recipe(
     about=About(
         summary="Logistic regression on the mean features",
-        paper="arXiv 1609.08675, starter code",
+        paper=_PAPER,
+        table="starter code",
         parameters=4_452_886,
-        checked="parameter count",
     ),
     features={"mean_rgb": 1024, "mean_audio": 128},
     classes=3862,
@@ -55,9 +57,9 @@ starter_moe_video = replace(
     starter_logistic_video,
     about=About(
         summary="Two experts a class on the mean features",
-        paper="arXiv 1609.08675, starter code",
+        paper=_PAPER,
+        table="starter code",
         parameters=22_252_844,
-        checked="parameter count",
     ),
     head=partial(MixtureOfExperts, experts=2),
 )
@@ -66,9 +68,9 @@ starter_frame_logistic = replace(
     starter_logistic_video,
     about=About(
         summary="Logistic regression on the mean of the frames",
-        paper="arXiv 1609.08675, section 5.1.1, starter code",
+        paper=_PAPER,
+        table="section 5.1.1",
         parameters=4_452_886,
-        checked="parameter count",
     ),
     features={"rgb": 1024, "audio": 128},
     streams={"rgb": Stream(pool=partial(Mean)), "audio": Stream(pool=partial(Mean))},
@@ -78,9 +80,9 @@ starter_dbof = replace(
     starter_frame_logistic,
     about=About(
         summary="Deep bag of frames, 8,192 clusters, maximum over 30 random frames",
-        paper="arXiv 1609.08675, section 5.1.2, starter code",
+        paper=_PAPER,
+        table="section 5.1.2",
         parameters=37_627_692,
-        checked="parameter count",
     ),
     streams={
         "frames": Stream(
@@ -104,9 +106,9 @@ starter_lstm = replace(
     starter_frame_logistic,
     about=About(
         summary="LSTM, 2 layers of 1,024, two experts a class on its last output",
-        paper="arXiv 1609.08675, section 5.1.3, starter code",
+        paper=_PAPER,
+        table="section 5.1.3",
         parameters=37_090_860,
-        checked="parameter count",
     ),
     streams={
         "frames": Stream(inputs=("rgb", "audio"), pool=partial(LSTM, units=(1024, 1024), readout="last"))

@@ -33,6 +33,8 @@ from tagreel.recipe import About, Ensemble, Part, Recipe, Stream, Training
 from tagreel.sampling import AllFrames, Crop
 from tagreel.schedule import Staircase
 
+_PAPER = "Tsinghua, arXiv 1706.09274"
+
 
 def _both(pool: Part) -> Mapping[str, Stream]:
     """One pool for the frames of both streams, side by side."""
@@ -46,10 +48,10 @@ def _published(public: float, private: float) -> Mapping[str, float]:
 thu_prototype_full = Recipe(
     about=About(
         summary="LSTM, 2 layers of 1,024, on all frames; two experts a class",
-        paper="arXiv 1706.09274, table 2",
+        paper=_PAPER,
+        table="table 2",
         published=_published(0.80224, 0.80207),
         parameters=41_465_048,
-        checked="parameter count",
     ),
     features={"rgb": 1024, "audio": 128},
     classes=4716,
@@ -73,10 +75,10 @@ thu_baseline_mean_lr = replace(
     thu_prototype_full,
     about=About(
         summary="Logistic regression on the mean features: the competition's benchmark",
-        paper="arXiv 1706.09274, table 2",
+        paper=_PAPER,
+        table="table 2",
         published=_published(0.74711, 0.74714),
         parameters=5_437_548,
-        checked="parameter count",
     ),
     features={"mean_rgb": 1024, "mean_audio": 128},
     streams={"mean_rgb": Stream(pool=partial(Mean)), "mean_audio": Stream(pool=partial(Mean))},
@@ -94,10 +96,10 @@ thu_prototype_full_visual = replace(
     thu_prototype_full,
     about=About(
         summary="LSTM, 2 layers of 1,024, on all frames of the picture alone; two experts a class",
-        paper="arXiv 1706.09274, table 2",
+        paper=_PAPER,
+        table="table 2",
         published=_published(0.78105, 0.78143),
         parameters=40_940_760,
-        checked="parameter count",
     ),
     features={"rgb": 1024},
     streams={"rgb": Stream(pool=partial(LSTM, units=(1024, 1024)))},
@@ -107,10 +109,10 @@ thu_prototype_crop = replace(
     thu_prototype_full,
     about=About(
         summary="LSTM, 2 layers of 1,024, on random crops; two experts a class",
-        paper="arXiv 1706.09274, table 2",
+        paper=_PAPER,
+        table="table 2",
         published=_published(0.80204, 0.80190),
         parameters=41_465_048,
-        checked="parameter count",
     ),
     sampling=partial(Crop, starts=10),
     evaluation_sampling=partial(Crop, starts=5),
@@ -120,10 +122,10 @@ thu_bilstm_lr_ln = replace(
     thu_prototype_crop,
     about=About(
         summary="Bidirectional LSTM with layer norm, 1,024 and 768; logistic regression",
-        paper="arXiv 1706.09274, table 2",
+        paper=_PAPER,
+        table="table 2",
         published=_published(0.80761, 0.80736),
         parameters=42_411_628,
-        checked="parameter count",
     ),
     streams=_both(partial(LayerNormLSTM, units=(1024, 768), bidirectional=True)),
     head=partial(Logistic),
@@ -134,10 +136,10 @@ thu_bilstm_moe = replace(
     thu_prototype_crop,
     about=About(
         summary="Bidirectional LSTM, 2 layers of 1,024; two experts a class",
-        paper="arXiv 1706.09274, table 2",
+        paper=_PAPER,
+        table="table 2",
         published=_published(0.81055, 0.81067),
         parameters=91_309_272,
-        checked="parameter count",
     ),
     streams=_both(partial(LSTM, units=(1024, 1024), bidirectional=True)),
 )
@@ -146,10 +148,10 @@ thu_bilstm_moe_attn = replace(
     thu_bilstm_moe,
     about=About(
         summary="Bidirectional LSTM read out at each third of the video; two experts a class",
-        paper="arXiv 1706.09274, table 2",
+        paper=_PAPER,
+        table="table 2",
         published=_published(0.81232, 0.81227),
         parameters=91_309_272,
-        checked="parameter count",
     ),
     streams=_both(partial(LSTM, units=(1024, 1024), bidirectional=True, readout="thirds")),
 )
@@ -158,10 +160,10 @@ thu_bilstm_moe_full = replace(
     thu_bilstm_moe,
     about=About(
         summary="Bidirectional LSTM, 2 layers of 1,024, on all frames: the paper's best single model",
-        paper="arXiv 1706.09274, table 2",
+        paper=_PAPER,
+        table="table 2",
         published=_published(0.81401, 0.81399),
         parameters=91_309_272,
-        checked="parameter count",
     ),
     sampling=partial(AllFrames),
     evaluation_sampling=partial(AllFrames),
@@ -171,9 +173,9 @@ thu_lstm_lr_ln = replace(
     thu_prototype_crop,
     about=About(
         summary="LSTM with layer norm, 2 layers of 1,024; logistic regression: one of the ensemble",
-        paper="arXiv 1706.09274, section on the ensemble; no score published",
+        paper=_PAPER,
+        table="section on the ensemble",
         parameters=22_155_884,
-        checked="parameter count",
     ),
     streams=_both(partial(LayerNormLSTM, units=(1024, 1024))),
     head=partial(Logistic),
@@ -183,9 +185,9 @@ thu_lstm_late_lr = replace(
     thu_prototype_crop,
     about=About(
         summary="An LSTM for the picture and one for the sound, joined by a third; logistic regression",
-        paper="arXiv 1706.09274, section on the ensemble; no score published",
+        paper=_PAPER,
+        table="section on the ensemble",
         parameters=24_429_412,
-        checked="parameter count",
     ),
     joint_l2_norm=False,
     streams={
@@ -209,9 +211,9 @@ _uncropped = replace(thu_bilstm_moe_full, inference=partial(MultiCrop, starts=1,
 thu_ens16 = Ensemble(
     about=About(
         summary="16 predictions: 3 cropped models from 5 starts each, one on all frames",
-        paper="arXiv 1706.09274, table 2",
+        paper=_PAPER,
+        table="table 2",
         published=_published(0.83477, 0.83470),
-        checked="parameter counts",
     ),
     members={
         "thu-bilstm-lr-ln": _crops(thu_bilstm_lr_ln, 5),
@@ -230,9 +232,9 @@ thu_ens16 = Ensemble(
 thu_ens36 = Ensemble(
     about=About(
         summary="36 predictions: 5 cropped models from 7 starts each, one on all frames; tenth place of 2017",
-        paper="arXiv 1706.09274, table 2",
+        paper=_PAPER,
+        table="table 2",
         published=_published(0.83670, 0.83662),
-        checked="parameter counts; the paper does not list the predictions",
     ),
     members={
         "thu-bilstm-lr-ln": _crops(thu_bilstm_lr_ln, 7),

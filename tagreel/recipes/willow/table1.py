@@ -38,6 +38,8 @@ from tagreel.recipe import About, Part, Recipe, Stream, Training
 from tagreel.sampling import AllFrames, RandomFrames
 from tagreel.schedule import Staircase
 
+_PAPER = "Willow, arXiv 1706.06905"
+
 
 def _late(visual: Part, audio: Part) -> Mapping[str, Stream]:
     """A pool for each stream, on frames of normalised features."""
@@ -61,10 +63,10 @@ def _published(gap: float) -> Mapping[str, float]:
 willow_netvlad_256 = Recipe(
     about=About(
         summary="NetVLAD, 256 clusters, no gating",
-        paper="arXiv 1706.06905, table 1",
+        paper=_PAPER,
+        table="table 1",
         published=_published(0.824),
         parameters=309_929_176,
-        checked="parameter count",
     ),
     features={"rgb": 1024, "audio": 128},
     classes=4716,
@@ -89,10 +91,10 @@ willow_avg_lr = replace(
     willow_netvlad_256,
     about=About(
         summary="Logistic regression on the mean frame",
-        paper="arXiv 1706.06905, table 1",
+        paper=_PAPER,
+        table="table 1",
         published=_published(0.714),
         parameters=5_437_548,
-        checked="parameter count",
     ),
     streams={"rgb": Stream(pool=partial(Mean)), "audio": Stream(pool=partial(Mean))},
     body=(),
@@ -105,10 +107,10 @@ willow_avg_moe_cg = replace(
     willow_avg_lr,
     about=About(
         summary="Two experts a class on the mean frame, Context Gating after them",
-        paper="arXiv 1706.06905, table 1",
+        paper=_PAPER,
+        table="table 1",
         published=_published(0.741),
         parameters=49_423_680,
-        checked="parameter count",
     ),
     head=partial(MixtureOfExperts, experts=2),
     output=(partial(ProbabilityGating),),
@@ -119,10 +121,10 @@ willow_lstm = replace(
     willow_netvlad_256,
     about=About(
         summary="LSTM, 2 layers of 1,024, on 150 random frames of both streams",
-        paper="arXiv 1706.06905, table 1",
+        paper=_PAPER,
+        table="table 1",
         published=_published(0.817),
         parameters=113_902_808,
-        checked="parameter count",
     ),
     streams=_early(partial(LSTM, units=(1024, 1024), readout="states")),
     body=(),
@@ -142,10 +144,10 @@ willow_gru = replace(
     willow_netvlad_256,
     about=About(
         summary="GRU, 2 layers of 1,200, on all frames of both streams in order",
-        paper="arXiv 1706.06905, table 1",
+        paper=_PAPER,
+        table="table 1",
         published=_published(0.82),
         parameters=73_715_832,
-        checked="parameter count",
     ),
     streams=_early(partial(GRU, units=(1200, 1200), readout="states")),
     body=(),
@@ -162,10 +164,10 @@ willow_bow_4096 = replace(
     willow_netvlad_256,
     about=About(
         summary="Soft bag of words, 4,096 clusters",
-        paper="arXiv 1706.06905, table 1",
+        paper=_PAPER,
+        table="table 1",
         published=_published(0.816),
         parameters=33_146_328,
-        checked="parameter count",
     ),
     streams=_late(partial(SoftBagOfWords, clusters=4096), partial(SoftBagOfWords, clusters=512)),
     body=_projection(4096),
@@ -181,10 +183,10 @@ willow_netfv_128 = replace(
     willow_netvlad_256,
     about=About(
         summary="NetFV, 128 clusters, no gating",
-        paper="arXiv 1706.06905, table 1",
+        paper=_PAPER,
+        table="table 1",
         published=_published(0.822),
         parameters=309_789_528,
-        checked="parameter count",
     ),
     streams=_late(
         partial(NetFV, clusters=128, intra_norm_second_order=False),
@@ -198,10 +200,10 @@ willow_netrvlad_256 = replace(
     willow_netvlad_256,
     about=About(
         summary="NetRVLAD, 256 clusters, no gating",
-        paper="arXiv 1706.06905, table 1",
+        paper=_PAPER,
+        table="table 1",
         published=_published(0.823),
         parameters=309_650_648,
-        checked="parameter count",
     ),
     streams=_late(partial(NetRVLAD, clusters=256), partial(NetRVLAD, clusters=128)),
     training=replace(willow_netvlad_256.training, steps=600_000),
@@ -211,10 +213,10 @@ willow_gated_bow_4096 = replace(
     willow_bow_4096,
     about=About(
         summary="Soft bag of words, 4,096 clusters, gated among the visual ones",
-        paper="arXiv 1706.06905, table 1",
+        paper=_PAPER,
+        table="table 1",
         published=_published(0.82),
         parameters=41_543_128,
-        checked="parameter count",
     ),
     streams=_late(partial(GatedBagOfWords, clusters=4096), partial(SoftBagOfWords, clusters=512)),
     training=replace(willow_bow_4096.training, steps=1_000_000, head_l2=1e-6),
@@ -224,10 +226,10 @@ willow_gated_netfv_128 = replace(
     willow_netfv_128,
     about=About(
         summary="NetFV, 128 clusters, Context Gating after pooling and after the experts",
-        paper="arXiv 1706.06905, table 1",
+        paper=_PAPER,
+        table="table 1",
         published=_published(0.83),
         parameters=333_090_240,
-        checked="parameter count",
     ),
     body=(*willow_netfv_128.body, partial(ContextGating)),
     output=(partial(ProbabilityGating),),
@@ -237,10 +239,10 @@ willow_gated_netrvlad_256 = replace(
     willow_netrvlad_256,
     about=About(
         summary="NetRVLAD, 256 clusters, Context Gating after pooling and after the experts",
-        paper="arXiv 1706.06905, table 1",
+        paper=_PAPER,
+        table="table 1",
         published=_published(0.831),
         parameters=332_951_360,
-        checked="parameter count",
     ),
     body=(*willow_netrvlad_256.body, partial(ContextGating)),
     output=(partial(ProbabilityGating),),
@@ -250,10 +252,10 @@ willow_gated_netvlad_256 = replace(
     willow_netvlad_256,
     about=About(
         summary="NetVLAD, 256 clusters, Context Gating after pooling and after the experts",
-        paper="arXiv 1706.06905, table 1",
+        paper=_PAPER,
+        table="table 1",
         published=_published(0.832),
         parameters=333_229_888,
-        checked="parameter count",
     ),
     body=(*willow_netvlad_256.body, partial(ContextGating)),
     output=(partial(ProbabilityGating),),

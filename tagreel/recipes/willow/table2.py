@@ -27,6 +27,8 @@ from tagreel.recipe import About, Recipe, Stream, Training
 from tagreel.sampling import AllFrames, RandomFrames
 from tagreel.schedule import Staircase
 
+_PAPER = "Willow, arXiv 1706.06905"
+
 
 def _published(gap: float) -> Mapping[str, float]:
     return {"GAP@20 (local validation)": gap}
@@ -35,10 +37,10 @@ def _published(gap: float) -> Mapping[str, float]:
 willow_cg_none_none = Recipe(
     about=About(
         summary="NetVLAD, 128 clusters, no gating",
-        paper="arXiv 1706.06905, table 2",
+        paper=_PAPER,
+        table="table 2",
         published=_published(0.822),
         parameters=167_043_928,
-        checked="parameter count",
     ),
     features={"rgb": 1024, "audio": 128},
     classes=4716,
@@ -66,10 +68,10 @@ willow_glu_none = replace(
     willow_cg_none_none,
     about=About(
         summary="NetVLAD, 128 clusters, a gated linear unit after pooling",
-        paper="arXiv 1706.06905, table 2",
+        paper=_PAPER,
+        table="table 2",
         published=_published(0.824),
         parameters=169_143_128,
-        checked="parameter count",
     ),
     body=(*willow_cg_none_none.body, partial(GatedLinearUnit)),
 )
@@ -78,10 +80,10 @@ willow_cg_none = replace(
     willow_cg_none_none,
     about=About(
         summary="NetVLAD, 128 clusters, Context Gating after pooling",
-        paper="arXiv 1706.06905, table 2",
+        paper=_PAPER,
+        table="table 2",
         published=_published(0.827),
         parameters=168_094_552,
-        checked="parameter count",
     ),
     body=(*willow_cg_none_none.body, partial(ContextGating)),
 )
@@ -90,10 +92,10 @@ willow_glu_cg = replace(
     willow_cg_none_none,
     about=About(
         summary="NetVLAD, 128 clusters, a gated linear unit, and Context Gating after the experts",
-        paper="arXiv 1706.06905, table 2",
+        paper=_PAPER,
+        table="table 2",
         published=_published(0.827),
         parameters=191_393_216,
-        checked="parameter count",
     ),
     body=(*willow_cg_none_none.body, partial(GatedLinearUnit)),
     output=(partial(ProbabilityGating),),
@@ -103,10 +105,10 @@ willow_cg_cg = replace(
     willow_cg_none_none,
     about=About(
         summary="NetVLAD, 128 clusters, Context Gating after pooling and after the experts",
-        paper="arXiv 1706.06905, table 2",
+        paper=_PAPER,
+        table="table 2",
         published=_published(0.83),
         parameters=190_344_640,
-        checked="parameter count",
     ),
     body=(*willow_cg_none_none.body, partial(ContextGating)),
     output=(partial(ProbabilityGating),),

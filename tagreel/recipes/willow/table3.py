@@ -29,6 +29,8 @@ from tagreel.recipe import About, Part, Recipe, Stream, Training
 from tagreel.sampling import AllFrames, RandomFrames
 from tagreel.schedule import Staircase
 
+_PAPER = "Willow, arXiv 1706.06905"
+
 
 def _early(pool: Part, *transforms: Part) -> Mapping[str, Stream]:
     """One pool for the frames of both streams, side by side."""
@@ -54,10 +56,10 @@ def _published(gap: float) -> Mapping[str, float]:
 willow_netvlad_early = Recipe(
     about=About(
         summary="NetVLAD, 256 clusters of both streams together",
-        paper="arXiv 1706.06905, table 3",
+        paper=_PAPER,
+        table="table 3",
         published=_published(0.819),
         parameters=326_738_904,
-        checked="parameter count",
     ),
     features={"rgb": 1024, "audio": 128},
     classes=4716,
@@ -82,10 +84,10 @@ willow_netvlad_late = replace(
     willow_netvlad_early,
     about=About(
         summary="NetVLAD, 256 clusters of the picture and 128 of the sound",
-        paper="arXiv 1706.06905, table 3",
+        paper=_PAPER,
+        table="table 3",
         published=_published(0.824),
         parameters=309_929_176,
-        checked="parameter count",
     ),
     streams=_late(partial(NetVLAD, clusters=256), partial(NetVLAD, clusters=128), partial(MaskedBatchNorm)),
 )
@@ -94,10 +96,10 @@ willow_netfv_early = replace(
     willow_netvlad_early,
     about=About(
         summary="NetFV, 128 clusters of both streams together",
-        paper="arXiv 1706.06905, table 3",
+        paper=_PAPER,
+        table="table 3",
         published=_published(0.812),
         parameters=326_591_192,
-        checked="parameter count",
     ),
     streams=_early(
         partial(NetFV, clusters=128, intra_norm_second_order=False),
@@ -111,10 +113,10 @@ willow_netfv_late = replace(
     willow_netfv_early,
     about=About(
         summary="NetFV, 128 clusters of the picture and 64 of the sound",
-        paper="arXiv 1706.06905, table 3",
+        paper=_PAPER,
+        table="table 3",
         published=_published(0.822),
         parameters=309_789_528,
-        checked="parameter count",
     ),
     streams=_late(
         partial(NetFV, clusters=128, intra_norm_second_order=False),
@@ -127,10 +129,10 @@ willow_gru_early = replace(
     willow_netvlad_early,
     about=About(
         summary="GRU, 2 layers of 1,200, on both streams",
-        paper="arXiv 1706.06905, table 3",
+        paper=_PAPER,
+        table="table 3",
         published=_published(0.822),
         parameters=73_715_832,
-        checked="parameter count",
     ),
     streams=_early(partial(GRU, units=(1200, 1200), readout="states")),
     body=(),
@@ -147,10 +149,10 @@ willow_gru_late = replace(
     willow_gru_early,
     about=About(
         summary="GRUs, 2 layers of 1,024 for the picture and of 128 for the sound",
-        paper="arXiv 1706.06905, table 3",
+        paper=_PAPER,
+        table="table 3",
         published=_published(0.821),
         parameters=67_124_184,
-        checked="parameter count",
     ),
     streams=_late(
         partial(GRU, units=(1024, 1024), readout="states"),
@@ -162,10 +164,10 @@ willow_lstm_early = replace(
     willow_netvlad_early,
     about=About(
         summary="LSTM, 2 layers of 1,024, on both streams",
-        paper="arXiv 1706.06905, table 3",
+        paper=_PAPER,
+        table="table 3",
         published=_published(0.817),
         parameters=113_902_808,
-        checked="parameter count",
     ),
     streams=_early(partial(LSTM, units=(1024, 1024), readout="states")),
     body=(),
@@ -185,10 +187,10 @@ willow_lstm_late = replace(
     willow_lstm_early,
     about=About(
         summary="LSTMs, 2 layers of 1,024 for the picture and of 128 for the sound",
-        paper="arXiv 1706.06905, table 3",
+        paper=_PAPER,
+        table="table 3",
         published=_published(0.811),
         parameters=125_714_648,
-        checked="parameter count",
     ),
     streams=_late(
         partial(LSTM, units=(1024, 1024), readout="states"),
