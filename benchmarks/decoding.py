@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("films", nargs="+", type=Path, help="video files")
     parser.add_argument("--runs", type=int, default=7, help="runs of each way")
-    parser.add_argument("--seconds", type=float, default=120, help="how long a repeated film is at least")
+    parser.add_argument("--seconds", type=float, default=300, help="how long a repeated film is at least")
     options = parser.parse_args()
     if shutil.which("ffmpeg") is None:
         parser.error("needs ffmpeg to compare with")

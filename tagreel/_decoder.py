@@ -374,7 +374,8 @@ class Track:
                 raise RefusedError(f"has {self.noun} in a codec that this build of FFmpeg cannot decode")
             return False
         context.thread_type = "AUTO"
-        context.thread_count = min(self.limits["threads"], os.cpu_count() or 1)
+        # One more than there are cores, as FFmpeg does by itself: one waits while another one begins.
+        context.thread_count = min(self.limits["threads"], (os.cpu_count() or 1) + 1)
         if self.stream.type == "video":
             if self.decodes and context.width * context.height > self.limits["pixels"]:
                 raise LimitError("pixels", f"its pictures are {context.width} × {context.height}")
@@ -383,9 +384,10 @@ class Track:
 
     def reaches(self, moment: Fraction) -> bool:
         """Read on to a moment of the clock; whether the track goes so far."""
-        while self.next is not None and self.next.begin - self.zero <= moment:
+        moment += self.zero
+        while self.next is not None and self.next.begin <= moment:
             self.step()
-        return self.next is not None or self.end - self.zero >= moment
+        return self.next is not None or self.end >= moment
 
     def step(self) -> None:
         """Take the next frame."""
@@ -615,7 +617,10 @@ class Pictures(Track):
         """The second in whose middle a time stamp is past or just on; None where that is not known."""
         if stamp is None or not self.started:
             return None
-        second: int = math.ceil(stamp * self.stream.time_base - self.zero - HALF)
+        # ceil(stamp · unit - middle), in integers: this is asked twice a packet.
+        unit, middle = self.stream.time_base, self.zero + HALF
+        over = stamp * unit.numerator * middle.denominator - middle.numerator * unit.denominator
+        second: int = -(-over // (unit.denominator * middle.denominator))
         return second
 
     def second(self, second: int) -> tuple[dict[str, Any], bytes]:

@@ -119,7 +119,7 @@ def test_every_recipe_says_what_it_is_and_has_the_parameters_it_says(name):
 def test_what_earlier_versions_noted_of_a_recipe_is_passed_over():
     data = to_json(recipes.find("smoke"))
     data["about"]["checked"] = "parameter count"
-    assert from_json(data) == from_json(to_json(recipes.find("smoke")))
+    assert from_json(data).about == recipes.find("smoke").about
     data["about"]["summry"] = "a slip"
     with pytest.raises(RecipeError, match="not a recipe as tagreel writes it"):
         from_json(data)

@@ -63,7 +63,8 @@ def list_recipes(
     if not found:
         raise RecipeError("no recipe fits; `tagreel recipes` lists them all")
     width = max(len(item.name) for item in found)
-    columns = f"{'parameters':>14}   {'MB':>9}   {'published':<16}   {'verified':<24}   what it is"
+    words = max(8, *(len(" ".join(item.verified)) for item in found))
+    columns = f"{'parameters':>14}   {'MB':>9}   {'published':<16}   {'verified':<{words}}   what it is"
     say(f"{'recipe':<{width}}   {columns}")
     for item in found:
         size = ("by the data", "-") if not item.cannot else ("not published", "-")
@@ -72,12 +73,12 @@ def list_recipes(
         count = f"{len(item.members)} models: " if item.members else ""
         say(
             f"{item.name:<{width}}   {size[0]:>14}   {size[1]:>9}   {_score(item.about.published):<16}   "
-            f"{' '.join(item.verified) or '-':<24}   {count}{item.about.summary}"
+            f"{' '.join(item.verified) or '-':<{words}}   {count}{item.about.summary}"
         )
     say(f"\n{len(found):,} in all; show one: tagreel recipes show NAME")
-    if words := [word for word in SOURCES if any(word in item.verified for item in found)]:
+    if used := [word for word in SOURCES if any(word in item.verified for item in found)]:
         say("verified:")
-        for word in words:
+        for word in used:
             say(f"  {word:<10} {SOURCES[word]}")
     finish(as_json, {"recipes": [_plain(item) for item in found]})
 

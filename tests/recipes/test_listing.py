@@ -36,6 +36,7 @@ def test_recipes_are_listed_then_the_ensembles_then_what_cannot_be_built(cli):
 def test_the_list_is_filtered_and_comes_as_json(cli):
     found = _json(cli, "--paper", "willow", "--kind", "ensemble")["recipes"]
     assert [row["name"] for row in found] == ["willow-ens7", "willow-ens25"]
+    assert found[0].pop("verified")[:3] == ["code", "parts", "step"]
     assert found[0] == {
         "name": "willow-ens7",
         "kind": "ensemble",
@@ -47,7 +48,6 @@ def test_the_list_is_filtered_and_comes_as_json(cli):
         "bytes": sum(recipe_size(recipe) for recipe in find_ensemble("willow-ens7").members.values()),
         "members": list(find_ensemble("willow-ens7").members),
         "member_of": [],
-        "verified": ["code", "parts", "step"],
         "cannot": None,
     }
     assert "25 in all, not which" in found[1]["cannot"]
