@@ -57,6 +57,13 @@ def duration(seconds: float) -> str:
     return f"{minutes}m" if minutes < 100 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
+def clock(second: float) -> str:
+    """A place in a film as a player shows it: 0:07, 12:31, 1:02:09."""
+    minutes, rest = divmod(int(second), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 @contextmanager
 def progress(verb: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left on a terminal; nothing where nobody looks."""

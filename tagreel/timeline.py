@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from tagreel.display import clock
 from tagreel.evidence import Interval
 
 _POINTS = 600  # across a lane; of more seconds each point shows the highest of some
@@ -134,7 +135,7 @@ def _lane(lane: Lane, seconds: int) -> str:
 
 
 def _place(name: str, interval: Interval, seconds: int) -> str:
-    told = f"{name}, {_clock(interval.start)} to {_clock(interval.end)}"
+    told = f"{name}, {clock(interval.start)} to {clock(interval.end)}"
     return _PLACE.substitute(
         left=f"{100 * interval.start / seconds:.3f}",
         width=f"{100 * (interval.end - interval.start) / seconds:.3f}",
@@ -158,13 +159,7 @@ def _ticks(seconds: int) -> Iterator[str]:
     step = next((step for step in _STEPS if seconds / step <= 4), _STEPS[-1])
     for at in range(0, seconds + 1, step):
         last = ' class="last"' if at and at > 0.94 * seconds else ""
-        yield f'<span{last} style="left:{100 * at / seconds:.3f}%">{_clock(at)}</span>'
-
-
-def _clock(second: int) -> str:
-    minutes, rest = divmod(second, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+        yield f'<span{last} style="left:{100 * at / seconds:.3f}%">{clock(at)}</span>'
 
 
 def _percent(probability: float) -> str:

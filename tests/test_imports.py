@@ -40,12 +40,12 @@ FOLDERS = {
 
 # Data flows from left to right; a stage imports what stands before it, and the layers.
 STAGES = """
-    errors provenance batch runtime vocabulary sampling schedule inference parts recipe source smaller
+    errors display provenance batch runtime vocabulary sampling schedule inference parts recipe source smaller
     loader model tagger ensemble streaming evidence storage files _decoder decoding encoding projection
     extractor media shards extract dataset lists predictions recorded checkpoint tags report chart
     timeline tagging evaluate panel fit_ensemble ranking predict calibrate remember average
     extract_branch compress catalogue check download convert segments teacher optimization memory log
-    loop train train_ensemble claims trials verdicts reproduce pretrain demo display cli
+    loop train train_ensemble claims trials verdicts reproduce pretrain demo cli
 """.split()  # noqa: SIM905
 
 # A command imports what it needs once it runs.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tagreel.display import clock
 from tagreel.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -129,13 +130,6 @@ def bad_lines(bad: Sequence[Mapping[str, str]], report: str) -> Iterator[str]:
             yield f"  {each['path']}: {each['reason']}"
         if len(bad) > LISTED:
             yield f"  ... and {len(bad) - LISTED:,} more, all in {report}"
-
-
-def clock(seconds: float) -> str:
-    """A time in a film: 0:07, 12:31, 1:02:09."""
-    whole = int(seconds)
-    minutes = f"{whole // 60 % 60:02d}" if whole >= 3600 else f"{whole // 60}"
-    return f"{f'{whole // 3600}:' if whole >= 3600 else ''}{minutes}:{whole % 60:02d}"
 
 
 @contextmanager

@@ -17,12 +17,11 @@ from tagreel.commands._extraction import (
     MediaSettings,
     Projections,
     Rgb,
-    clock,
     extractor_of,
     limits_of,
 )
 from tagreel.commands._shared import Checkpoint, Device, Foreign, Json, Trust, finish, model_of, printer
-from tagreel.display import progress
+from tagreel.display import clock, progress
 from tagreel.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -100,9 +99,9 @@ def tag(
     named = {stream: name for stream, name in (("rgb", rgb), ("audio", audio)) if name is not None}
     if model.provenance is None or foreign:
         if not named:
+            why = "was told to take other features" if foreign else "does not know what made its features"
             raise DataError(
-                "does not know what made the features that it was trained on; name it with --rgb and "
-                "--audio, and --projection where there was one",
+                f"{why}; name what makes them with --rgb and --audio, and --projection where there is one",
                 path=str(run),
             )
         extractor = extractor_of(rgb, audio, settings, projection)
