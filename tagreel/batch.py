@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tagreel.errors import DataError
+from tagreel.layers.ragged import Ragged, pack
 
 
 @dataclass(slots=True)
@@ -51,7 +52,8 @@ class Batch:
     are real (0 where the video lacks the stream). Labels are kept sparse: `label_ids` lists the classes of
     the first video, then of the second, ..., `label_counts` (B,) how many each has; likewise `rated_ids` and
     `rated_counts`, None when every class counts for every video. Among others `rated_all` (B,) is True where
-    every class counts. `damaged` lists the records that were left out of this batch.
+    every class counts. `damaged` lists the records that were left out of this batch. `sizes` is what
+    `num_frames` says, known to the host without asking the device; left out, it is found when it is needed.
     """
 
     ids: list[str]
@@ -63,9 +65,15 @@ class Batch:
     rated_counts: Tensor | None = None
     rated_all: Tensor | None = None
     damaged: list[DataError] = field(default_factory=list)
+    sizes: dict[str, list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def packed(self) -> tuple[dict[str, Tensor], dict[str, Ragged]]:
+        """For each stream its real frames end to end, (ΣT, D), and where each video lies among them."""
+        masks = {name: Ragged(sizes, self.streams[name].device) for name, sizes in self._sizes().items()}
+        return {name: pack(frames, masks[name]) for name, frames in self.streams.items()}, masks
 
     def masks(self) -> dict[str, Tensor]:
         """For each stream (B, T), True where a frame is real."""
@@ -100,7 +108,13 @@ class Batch:
             rated_counts=move(self.rated_counts),
             rated_all=move(self.rated_all),
             damaged=self.damaged,
+            sizes=self._sizes(),
         )
+
+    def _sizes(self) -> dict[str, list[int]]:
+        if self.sizes is None:
+            self.sizes = {name: counts.tolist() for name, counts in self.num_frames.items()}
+        return self.sizes
 
 
 def frame_mask(num_frames: Tensor, length: int) -> Tensor:

@@ -107,7 +107,7 @@ class EnsembleTagger(Model):
                 seen.append((wanted, shown))
             streams = {name: shown.streams[name] for name in model.features}
             counts = {name: shown.num_frames[name] for name in model.features}
-            scores = model.probabilities(replace(shown, streams=streams, num_frames=counts))
+            scores = model.probabilities(replace(shown, streams=streams, num_frames=counts, sizes=None))
             yield scores if self.top_k is None else keep_top(scores, self.top_k)
 
     @property

@@ -206,7 +206,7 @@ def _peak(model: Tagger, recipe: Recipe, example: Example, length: int) -> int:
 def _batch(recipe: Recipe, example: Example, frames: int) -> Batch:
     """A full batch of videos of so many frames, without content."""
     B = recipe.training.batch_size
-    streams, num_frames = {}, {}
+    streams, num_frames, sizes = {}, {}, {}
     for name, width in recipe.features.items():
         assert width is not None, "the recipe is settled"
         array = example.streams.get(name)
@@ -216,10 +216,10 @@ def _batch(recipe: Recipe, example: Example, frames: int) -> Batch:
         if array is not None and len(array) > 1:
             length = frames
         streams[name] = torch.zeros(B, length, width, dtype=getattr(torch, dtype.name))
-        num_frames[name] = torch.full((B,), length)
+        num_frames[name], sizes[name] = torch.full((B,), length), [length] * B
     none = torch.zeros(0, dtype=torch.int64)
     counts = torch.zeros(B, dtype=torch.int64)
-    return Batch([""] * B, streams, num_frames, label_ids=none, label_counts=counts)
+    return Batch([""] * B, streams, num_frames, label_ids=none, label_counts=counts, sizes=sizes)
 
 
 _SAMPLES = ((), (9973,), (97, 89), (23, 19, 17), (13, 11, 7, 5))

@@ -117,7 +117,7 @@ def _describe(
             )
         batch = batch.to(device)
         with model.autocast():
-            descriptor = model.describe(batch.streams, batch.masks())
+            descriptor = model.describe(*batch.packed())
         hidden[done : done + len(batch)] = model.embed(descriptor.float())
         label_ids.append(batch.label_ids)
         label_counts.append(batch.label_counts)

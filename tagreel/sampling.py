@@ -69,7 +69,7 @@ def view(batch: Batch, sampler: Sampler, draw: int = 0) -> Batch:
         place = torch.from_numpy(index).to(frames.device)
         streams[name] = frames[torch.arange(len(rows), device=frames.device)[:, None], place]
         num_frames[name] = torch.from_numpy(lengths).to(frames.device)
-    return replace(batch, streams=streams, num_frames=num_frames)
+    return replace(batch, streams=streams, num_frames=num_frames, sizes=None)
 
 
 class AllFrames:

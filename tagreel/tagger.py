@@ -16,6 +16,8 @@ from tagreel.batch import Batch, dequantize
 from tagreel.errors import RecipeError
 from tagreel.layers.l2_norm import joint_l2_norm
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.product import Scaled
+from tagreel.layers.ragged import Mask, alike, masked, padded
 from tagreel.model import Model
 from tagreel.parts import Part
 from tagreel.recipe import Recipe, override, to_json
@@ -49,8 +51,8 @@ class Network(nn.Module):
         self.memory = None if recipe.memory is None else _make(recipe.memory, "memory", width, classes)
         self.fired = True  # whether the late parts take part
 
-    def pool(self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
-        """Frames (B, T, D) and masks (B, T) of every feature to one descriptor a video, (B, P)."""
+    def pool(self, frames: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> Tensor:
+        """Frames and masks of every feature, padded or packed, to one descriptor a video, (B, P)."""
         pooled = [branch(frames, masks) for branch in self.streams.values()]
         return torch.cat(pooled, dim=1) if self.join is None else self.join(pooled)
 
@@ -141,17 +143,14 @@ class Tagger(Network, Model):
         for network in (self, *self.networks):
             network.fired = fired
 
-    def frames(self, streams: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the streams read of every feature: floats (B, T, D), zero where padded, normalised."""
-        frames = {
-            # Masked again here: the float of a padded byte is not zero.
-            name: dequantize(streams[name]) * masks[name][..., None]
-            for name in self.features
-        }
-        return joint_l2_norm(frames) if self.recipe.joint_l2_norm else frames
+    def frames(self, streams: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> dict[str, Tensor]:
+        """What the streams read of every feature: floats, zero where padded, normalised."""
+        # Masked again here: the float of a padded byte is not zero.
+        frames = {name: masked(dequantize(streams[name]), masks[name]) for name in self.features}
+        return joint_l2_norm(frames, masks) if self.recipe.joint_l2_norm else frames
 
-    def describe(self, streams: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
-        """Frames (B, T, D) and masks (B, T) of every feature to one descriptor a video, (B, ΣP).
+    def describe(self, streams: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> Tensor:
+        """Frames and masks of every feature, padded or packed, to one descriptor a video, (B, ΣP).
 
         That of a mixture holds the branches' descriptors and then what its gate reads.
         """
@@ -189,14 +188,14 @@ class Tagger(Network, Model):
 
     def logits(self, batch: Batch) -> Tensor:
         """Logits (B, C) of a batch that lies on this model's device."""
-        return self(batch.streams, batch.masks())  # type: ignore[no-any-return]
+        return self.classify(self.describe(*batch.packed()))
 
     def probabilities(self, batch: Batch) -> Tensor:
         """Probabilities (B, C) of a batch that lies on this model's device, by the recipe's `inference`."""
 
         def scores(batch: Batch) -> Tensor:
             with self.autocast():
-                descriptor = self.describe(batch.streams, batch.masks())
+                descriptor = self.describe(*batch.packed())
             # In float32: logits of eight bits tie, and ties cost rank (mAP 0.0004 on AudioSet).
             return torch.sigmoid(self.classify(descriptor.float()))
 
@@ -229,9 +228,26 @@ class _Branch(nn.Module):
             self.transforms.append(module)
         self.pool = _make(stream.pool, f"streams.{name}.pool", width)
         self.out_dim: int = self.pool.out_dim
+        self.packs = all(getattr(part, "packs", False) for part in (*self.transforms, self.pool))
+        last = self.transforms[-1] if len(self.transforms) else None
+        self.defers = isinstance(last, MaskedBatchNorm) and getattr(self.pool, "takes_scaled", False)
 
-    def read(self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """What the pool is given: its frames (B, T, D) and their mask (B, T)."""
+    def read(self, frames: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> tuple[Tensor | Scaled, Mask]:
+        """What the pool is given: its frames and their mask, packed if they were and all parts take it."""
+        if self.packs and alike(masks[name] for name in self.inputs):
+            x: Any = torch.cat([frames[name] for name in self.inputs], dim=-1)
+            mask: Mask = masks[self.inputs[0]]
+        else:
+            x, mask = self._side_by_side(*padded(frames, masks))
+        for transform in self.transforms:
+            scaled = transform is self.transforms[-1] and self.defers
+            x = transform.scaled(x, mask) if scaled else transform(x, mask)  # type: ignore[operator]
+        return x, mask
+
+    def _side_by_side(
+        self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The features of each frame behind one another (B, T, ΣD), and which frames have any, (B, T)."""
         length = max(frames[name].shape[1] for name in self.inputs)
         parts, real = [], []
         for name in self.inputs:
@@ -240,12 +256,9 @@ class _Branch(nn.Module):
             vector = x.shape[1] == 1
             parts.append(x.expand(-1, length, -1) if vector else F.pad(x, (0, 0, 0, length - x.shape[1])))
             real.append(F.pad(masks[name], (0, length - x.shape[1])))
-        x, mask = torch.cat(parts, dim=-1), reduce(or_, real)
-        for transform in self.transforms:
-            x = transform(x, mask)
-        return x, mask
+        return torch.cat(parts, dim=-1), reduce(or_, real)
 
-    def forward(self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, frames: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> Tensor:
         return self.pool(*self.read(frames, masks))  # type: ignore[no-any-return]
 
 

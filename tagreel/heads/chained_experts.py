@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagreel.layers.gated_experts import GatedExperts
+from tagreel.layers.product import Linear
 
 
 class ChainedExperts(nn.Module):
@@ -47,7 +48,7 @@ class ChainedExperts(nn.Module):
         self.mixtures = nn.ModuleList(
             GatedExperts(seen, classes, experts=experts, null_expert=null_expert) for seen in widths
         )
-        self.summaries = nn.ModuleList(nn.Linear(classes, width) for _ in range(links))
+        self.summaries = nn.ModuleList(Linear(classes, width) for _ in range(links))
         with torch.no_grad():
             for linear in self.summaries:
                 assert isinstance(linear, nn.Linear)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tagreel.layers.initializers import he_truncated_
+from tagreel.layers.product import Linear
 
 
 class Logistic(nn.Module):
@@ -25,7 +26,7 @@ class Logistic(nn.Module):
         super().__init__()
         if not 0 < prior < 1:
             raise ValueError(f"Logistic: prior={prior}; expected more than 0 and less than 1")
-        self.linear = nn.Linear(dim, classes)
+        self.linear = Linear(dim, classes)
         with torch.no_grad():
             if init == "he":
                 he_truncated_(self.linear.weight, dim)

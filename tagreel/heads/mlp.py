@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tagreel.layers.product import Linear
+
 
 class MLP(nn.Module):
     """(B, D) in, logits (B, C) out; both layers start Xavier, their biases at 0."""
@@ -18,8 +20,8 @@ class MLP(nn.Module):
         super().__init__()
         if hidden < 1:
             raise ValueError(f"MLP: hidden={hidden}; expected at least 1")
-        self.hidden = nn.Linear(dim, hidden)
-        self.linear = nn.Linear(hidden, classes)
+        self.hidden = Linear(dim, hidden)
+        self.linear = Linear(hidden, classes)
         with torch.no_grad():
             for linear in (self.hidden, self.linear):
                 nn.init.xavier_uniform_(linear.weight)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tagreel.errors import RecipeError
+from tagreel.layers.product import Linear
 
 
 class SeparatedTasks(nn.Module):
@@ -53,7 +54,7 @@ class SeparatedTasks(nn.Module):
             )
         self.vocabulary = vocabulary
         pairs = zip(self.widths, self.classes_per_task, strict=True)
-        self.tasks = nn.ModuleList(nn.Linear(*pair) for pair in pairs)
+        self.tasks = nn.ModuleList(Linear(*pair) for pair in pairs)
         with torch.no_grad():
             for task in self.tasks:
                 assert isinstance(task, nn.Linear)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.product import product
 
 
 class ContextGating(nn.Module):
@@ -35,7 +36,7 @@ class ContextGating(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """The gate before its sigmoid, (B, D)."""
-        gate = x @ self.weight
+        gate = product(x, self.weight)
         if self.remove_diagonal:
             gate = gate - torch.diagonal(self.weight) * x
         if self.norm is not None:

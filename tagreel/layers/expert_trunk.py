@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.product import Linear
 
 Activation = Literal["relu", "gelu", "tanh"]
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "tanh": torch.tanh}
@@ -53,7 +54,7 @@ class _Perceptron(nn.Module):
     def __init__(self, dim: int, width: int, activation: Activation, dropout: float) -> None:
         super().__init__()
         self.activation, self.dropout = activation, dropout
-        self.linear = nn.Linear(dim, width)
+        self.linear = Linear(dim, width)
         self.norm = MaskedBatchNorm(width)
         with torch.no_grad():
             nn.init.xavier_uniform_(self.linear.weight)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tagreel.layers.mixture_logits import mixture_logits
+from tagreel.layers.product import Linear
 
 
 class GatedExperts(nn.Module):
@@ -42,9 +43,9 @@ class GatedExperts(nn.Module):
             raise ValueError(f"prior={prior}; expected more than 0 and less than 1")
         self.classes, self.num_experts = classes, experts
         units = classes * (experts + null_expert)
-        self.reduce = None if gate_rank is None else nn.Linear(dim, gate_rank, bias=False)
-        self.gates = nn.Linear(dim if gate_rank is None else gate_rank, units, bias=False)
-        self.experts = nn.Linear(dim if expert_dim is None else expert_dim, classes * experts)
+        self.reduce = None if gate_rank is None else Linear(dim, gate_rank, bias=False)
+        self.gates = Linear(dim if gate_rank is None else gate_rank, units, bias=False)
+        self.experts = Linear(dim if expert_dim is None else expert_dim, classes * experts)
         with torch.no_grad():
             for linear in (self.reduce, self.gates, self.experts):
                 if linear is not None:

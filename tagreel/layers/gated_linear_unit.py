@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from tagreel.layers.product import Linear
+
 
 class GatedLinearUnit(nn.Module):
     """(B, D) in, (B, D) out."""
@@ -18,8 +20,8 @@ class GatedLinearUnit(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.out_dim = dim
-        self.gate = nn.Linear(dim, dim)
-        self.linear = nn.Linear(dim, dim)
+        self.gate = Linear(dim, dim)
+        self.linear = Linear(dim, dim)
         with torch.no_grad():
             for parameter in self.parameters():
                 nn.init.normal_(parameter, std=1 / math.sqrt(dim))

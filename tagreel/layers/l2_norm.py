@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tagreel.layers.ragged import Mask, Ragged, alike, pack, padded
+
 
 class L2Norm(nn.Module):
     """(..., D) in, (..., D) out, each vector of length one; zeros stay zeros.
@@ -16,6 +18,8 @@ class L2Norm(nn.Module):
     Informedia and Tsinghua do; empty means that the vector is one.
     """
 
+    packs = True
+
     def __init__(self, dim: int, *, parts: tuple[int, ...] = ()) -> None:
         super().__init__()
         if parts and sum(parts) != dim:
@@ -23,23 +27,28 @@ class L2Norm(nn.Module):
         self.parts = list(parts) or [dim]
         self.out_dim = dim
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask = None) -> Tensor:
         """`mask` is not needed: padded frames are zeros and stay so."""
         return torch.cat(
             [F.normalize(part, dim=-1, eps=1e-6) for part in torch.split(x, self.parts, -1)], dim=-1
         )
 
 
-def joint_l2_norm(streams: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Divide all streams (B, T, D_s) of a frame by the length of their concatenation.
+def joint_l2_norm(streams: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> dict[str, Tensor]:
+    """Divide all streams (..., D_s) of a frame by the length of their concatenation.
 
     The starter code, Willow and Non-local NetVLAD normalise the 1,152 visual and audio numbers of a frame as
     one vector, so that loud audio shrinks the picture. A stream that ends before the others, as where the
     batch's longest video lacks it, adds nothing to the frames after its end.
     """
-    longest = max(frames.shape[1] for frames in streams.values())
-    squares = [
-        F.pad(frames.square().sum(-1), (0, longest - frames.shape[1])) for frames in streams.values()
-    ]  # each (B, T)
+    if alike(masks[name] for name in streams):
+        squares = [frames.square().sum(-1) for frames in streams.values()]  # each (ΣT,)
+        scale = torch.rsqrt(torch.stack(squares).sum(0).clamp_min(1e-12))
+        return {name: frames * scale[:, None] for name, frames in streams.items()}
+    frames, _ = padded(streams, masks)
+    longest = max(x.shape[1] for x in frames.values())
+    squares = [F.pad(x.square().sum(-1), (0, longest - x.shape[1])) for x in frames.values()]  # each (B, T)
     scale = torch.rsqrt(torch.stack(squares).sum(0).clamp_min(1e-12))
-    return {name: frames * scale[:, : frames.shape[1], None] for name, frames in streams.items()}
+    scaled = {name: x * scale[:, : x.shape[1], None] for name, x in frames.items()}
+    back = ((name, x, masks[name]) for name, x in scaled.items())
+    return {name: pack(x, mask) if isinstance(mask, Ragged) else x for name, x, mask in back}

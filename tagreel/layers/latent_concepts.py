@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.product import Linear
 
 
 class LatentConcepts(nn.Module):
@@ -48,12 +49,12 @@ class LatentConcepts(nn.Module):
             )
         self.out_dim = dim
         self.aggregate, self.dropout = aggregate, dropout
-        self.mine = nn.Linear(dim, concepts)
+        self.mine = Linear(dim, concepts)
         self.mine_norm = MaskedBatchNorm(concepts)
-        self.spread = nn.Linear(concepts, dim)
+        self.spread = Linear(concepts, dim)
         self.spread_norm = MaskedBatchNorm(dim)
         parts = 2 if aggregate == "append" else 1
-        self.output: nn.Module = nn.Linear(parts * dim, dim) if output == "full" else _Classwise(parts, dim)
+        self.output: nn.Module = Linear(parts * dim, dim) if output == "full" else _Classwise(parts, dim)
         with torch.no_grad():
             for linear in (self.mine, self.spread, self.output):
                 if isinstance(linear, nn.Linear):

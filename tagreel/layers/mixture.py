@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tagreel.layers.initializers import he_truncated_
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.ragged import Mask, count, padded, total
 from tagreel.layers.sums import Sums
 
 _ROWS = 300
@@ -58,25 +59,26 @@ class Mixture(nn.Module):
             self.gate.bias.zero_()
         self._seen: tuple[Tensor, Sequence[Tensor]] | None = None
 
-    def look(self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
-        """What the gate reads (B, G) of the features' frames, (B, T, D) each, zeros where padded."""
+    def look(self, frames: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> Tensor:
+        """What the gate reads (B, G) of the features' frames, zeros where padded."""
+        if self.gate_reads == "frames":
+            return self.finish(self.accumulate(frames, masks))
+        frames, _ = padded(frames, masks)
         if self.gate_reads == "features":
             rows = [F.pad(x, (0, 0, 0, _ROWS - x.shape[1])) for x in frames.values()]
             return torch.cat(rows, dim=-1).mean(-1)  # (B, 300)
-        if self.gate_reads == "padded":
-            return torch.cat([x[:, :_ROWS].sum(1) / _ROWS for x in frames.values()], dim=1)
-        return self.finish(self.accumulate(frames, masks))
+        return torch.cat([x[:, :_ROWS].sum(1) / _ROWS for x in frames.values()], dim=1)
 
-    def accumulate(self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Sums:
+    def accumulate(self, frames: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> Sums:
         """For `gate` "frames": the sums of each feature's frames (B, D), and their numbers (B, 1)."""
-        counts = [masks[name].sum(1, keepdim=True) for name in frames]
-        return Sums((*(x.sum(1) for x in frames.values()), *counts))
+        pairs = [(x, masks[name]) for name, x in frames.items()]
+        return Sums((*(total(*pair) for pair in pairs), *(count(*pair) for pair in pairs)))
 
     def finish(self, state: Sums) -> Tensor:
         """What the gate reads, of what `accumulate` gave."""
         half = len(state.sums) // 2
         pairs = zip(state.sums[:half], state.sums[half:], strict=True)
-        return torch.cat([summed / count.clamp_min(1) for summed, count in pairs], dim=1)
+        return torch.cat([summed / number.clamp_min(1) for summed, number in pairs], dim=1)
 
     def forward(self, seen: Tensor, logits: Sequence[Tensor]) -> Tensor:
         """Weigh the branches' logits by the gate."""

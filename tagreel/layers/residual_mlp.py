@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.product import Linear
 
 
 class ResidualMLP(nn.Module):
@@ -18,7 +19,7 @@ class ResidualMLP(nn.Module):
     def __init__(self, dim: int, *, width: int = 1024, blocks: int = 2, dropout: float = 0.3) -> None:
         super().__init__()
         self.out_dim = width
-        self.enter = nn.Linear(dim, width)
+        self.enter = Linear(dim, width)
         self.enter_norm = MaskedBatchNorm(width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(blocks))
         self.exit_norm = MaskedBatchNorm(width)
@@ -34,9 +35,9 @@ class ResidualMLP(nn.Module):
 class _Block(nn.Module):
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.inner = nn.Linear(width, width)
+        self.inner = Linear(width, width)
         self.norm = MaskedBatchNorm(width)
-        self.outer = nn.Linear(width, width)
+        self.outer = Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tagreel.errors import RecipeError
+from tagreel.layers.ragged import Mask, masked
 
 
 class ReverseWhitening(nn.Module):
@@ -23,6 +24,8 @@ class ReverseWhitening(nn.Module):
     """
 
     scale: Tensor
+
+    packs = True
 
     def __init__(self, dim: int, *, eigenvalues: str | None = None) -> None:
         super().__init__()
@@ -50,7 +53,6 @@ class ReverseWhitening(nn.Module):
             )
         self.scale.copy_(torch.from_numpy(np.sqrt(values[:dim]) + 1e-4))
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor, mask: Mask = None) -> Tensor:
         """Scale every frame; padded frames stay zero."""
-        frames = (frames - 4 / 512) * self.scale
-        return frames if mask is None else frames * mask[..., None]
+        return masked((frames - 4 / 512) * self.scale, mask)

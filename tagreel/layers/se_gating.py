@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tagreel.layers.initializers import he_truncated_
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.product import product
 
 
 class SEGating(nn.Module):
@@ -28,5 +29,5 @@ class SEGating(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate each of the B vectors by itself."""
-        hidden = torch.relu(self.norm(x @ self.squeeze))
-        return torch.sigmoid(hidden @ self.excite) * x
+        hidden = torch.relu(self.norm(product(x, self.squeeze)))
+        return torch.sigmoid(product(hidden, self.excite)) * x

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.product import Scaled, product
+from tagreel.layers.ragged import Mask, masked
 
 
 class SoftAssignment(nn.Module):
-    """(B, T, D) and a mask (B, T) in, (B, T, K) out: each real frame's shares of the K `clusters`."""
+    """Frames (..., D) and their mask in, (..., K) out: each real frame's shares of the K `clusters`."""
 
     def __init__(self, dim: int, *, clusters: int = 64, batch_norm: bool = True) -> None:
         super().__init__()
@@ -26,10 +28,9 @@ class SoftAssignment(nn.Module):
         self.norm = MaskedBatchNorm(clusters) if batch_norm else None
         self.bias = nn.Parameter(torch.randn(clusters) / math.sqrt(dim)) if not batch_norm else 0.0
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor | Scaled, mask: Mask = None) -> Tensor:
         """Shares of the real frames, which sum to 1; none for padded ones."""
-        logits = torch.einsum("btd,dk->btk", frames, self.weight)
+        logits = product(frames, self.weight)
         logits = self.norm(logits, mask) if self.norm is not None else logits + self.bias
-        shares: Tensor = logits.softmax(-1)  # (B, T, K)
         # Masked after the softmax: a zeroed score would still take a share.
-        return shares if mask is None else shares.masked_fill(~mask[..., None], 0.0)
+        return masked(logits.softmax(-1), mask)  # (..., K)

@@ -13,10 +13,14 @@ from torch import Tensor, nn
 
 from tagreel.layers.initializers import he_truncated_
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.product import product
+from tagreel.layers.ragged import Mask
 
 
 class SparseCode(nn.Module):
     """(B, T, D) and a mask (B, T) in, (B, T, width) out; what comes out in padded frames says nothing."""
+
+    packs = True
 
     def __init__(self, dim: int, *, width: int = 4096) -> None:
         super().__init__()
@@ -26,6 +30,6 @@ class SparseCode(nn.Module):
         self.weight = nn.Parameter(he_truncated_(torch.empty(dim, width), dim))
         self.norm = MaskedBatchNorm(width)
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor, mask: Mask = None) -> Tensor:
         """Encode each frame by itself."""
-        return torch.relu(self.norm(frames @ self.weight, mask))
+        return torch.relu(self.norm(product(frames, self.weight), mask))

@@ -18,11 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.product import Scaled, product
+from tagreel.layers.ragged import Mask, count, largest, masked, total
 from tagreel.layers.sums import Sums
 
 
 class DeepBagOfFrames(nn.Module):
     """(B, T, D) and a mask (B, T) in, (B, K) out, (B, 2·K) if `pooling` is "both"; `clusters` is K."""
+
+    packs = takes_scaled = True
 
     def __init__(
         self, dim: int, *, clusters: int = 8192, pooling: Literal["max", "mean", "both"] = "max"
@@ -37,27 +41,25 @@ class DeepBagOfFrames(nn.Module):
         self.weight = nn.Parameter(torch.randn(dim, clusters) / math.sqrt(dim))
         self.norm = MaskedBatchNorm(clusters)
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor | Scaled, mask: Mask = None) -> Tensor:
         """Pool the codes of the real frames; a video without any gives zeros."""
         return self.finish(self.accumulate(frames, mask))
 
-    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+    def accumulate(self, frames: Tensor | Scaled, mask: Mask = None) -> Sums:
         """The sums of the codes (B, K) and their number (B, 1), the maxima (B, K): what `pooling` reads."""
-        if mask is None:
-            mask = frames.new_ones(frames.shape[:2], dtype=torch.bool)
-        codes = F.relu6(self.norm(frames @ self.weight, mask))  # (B, T, K)
-        codes = codes.masked_fill(~mask[..., None], 0.0)  # beats no real code, none is negative
+        codes = F.relu6(self.norm(product(frames, self.weight), mask))  # (..., K)
+        codes = masked(codes, mask)  # a zero beats no real code, none is negative
         return Sums(
-            () if self.pooling == "max" else (codes.sum(1), mask.sum(1, keepdim=True)),
-            () if self.pooling == "mean" else (codes.amax(1),),
+            () if self.pooling == "max" else (total(codes, mask), count(codes, mask)),
+            () if self.pooling == "mean" else (largest(codes, mask, default=0.0),),
         )
 
     def finish(self, state: Sums) -> Tensor:
         """The descriptor of what `accumulate` gave."""
         if self.pooling == "max":
             return state.maxima[0]
-        summed, count = state.sums
-        mean = summed / count.clamp_min(1)  # (B, K)
+        summed, number = state.sums
+        mean = summed / number.clamp_min(1)  # (B, K)
         if self.pooling == "mean":
             return mean
         halves = [F.normalize(half, dim=1, eps=1e-6) for half in (mean, *state.maxima)]

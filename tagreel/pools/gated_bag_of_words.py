@@ -17,12 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.product import Scaled, product
+from tagreel.layers.ragged import Mask, largest, total
 from tagreel.layers.soft_assignment import SoftAssignment
 from tagreel.layers.sums import Sums
 
 
 class GatedBagOfWords(nn.Module):
     """(B, T, D) and a mask (B, T) in, (B, K) out; `clusters` is K."""
+
+    packs = takes_scaled = True
 
     def __init__(self, dim: int, *, clusters: int = 4096) -> None:
         super().__init__()
@@ -32,18 +36,18 @@ class GatedBagOfWords(nn.Module):
         self.excite = nn.Parameter(torch.randn(dim, clusters) / math.sqrt(dim))
         self.gate_norm = MaskedBatchNorm(clusters)
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor | Scaled, mask: Mask = None) -> Tensor:
         """Pool the real frames; a video without any gives zeros."""
         return self.finish(self.accumulate(frames, mask))
 
-    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+    def accumulate(self, frames: Tensor | Scaled, mask: Mask = None) -> Sums:
         """The sums of the frames' shares and their maxima, (B, K)."""
-        assigned = self.assignment(frames, mask)  # (B, T, K)
-        return Sums((assigned.sum(1),), (assigned.amax(1),))
+        assigned = self.assignment(frames, mask)  # (..., K)
+        return Sums((total(assigned, mask),), (largest(assigned, mask, default=0.0),))
 
     def finish(self, state: Sums) -> Tensor:
         """The descriptor of what `accumulate` gave."""
         (summed,), (largest,) = state.sums, state.maxima
         strongest = F.normalize(largest, dim=1, eps=1e-6)  # (B, K)
-        gates = torch.sigmoid(self.gate_norm(strongest @ self.squeeze @ self.excite))
+        gates = torch.sigmoid(self.gate_norm(product(product(strongest, self.squeeze), self.excite)))
         return F.normalize(gates * summed, dim=1, eps=1e-6)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tagreel.layers.ragged import Mask, count, masked, total
 from tagreel.layers.sums import Sums
 
 _SMALLEST = 1e-6  # ε, of which the logarithm is taken
@@ -47,19 +48,17 @@ class GeM(nn.Module):
             count = mask.sum(1, keepdim=True).clamp_min(1)
         return torch.exp((logs.logsumexp(1) - count.to(logs.dtype).log()) / p)
 
-    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+    def accumulate(self, frames: Tensor, mask: Mask = None) -> Sums:
         """The sums of the powers (B, 2·D) and the number of frames (B, 1).
 
         The powers themselves, as logarithms do not add: in float64, which holds them.
         """
-        if mask is None:
-            mask = frames.new_ones(frames.shape[:2], dtype=torch.bool)
         p = 1 + F.softplus(self.exponent.double())
-        powers = torch.cat([frames, -frames], dim=-1).double().clamp_min(_SMALLEST) ** p  # (B, T, 2·D)
-        return Sums((powers.masked_fill(~mask[..., None], 0.0).sum(1), mask.sum(1, keepdim=True)))
+        powers = torch.cat([frames, -frames], dim=-1).double().clamp_min(_SMALLEST) ** p  # (..., 2·D)
+        return Sums((total(masked(powers, mask), mask), count(frames, mask)))
 
     def finish(self, state: Sums) -> Tensor:
         """The descriptor of what `accumulate` gave."""
-        powers, count = state.sums
+        powers, number = state.sums
         p = 1 + F.softplus(self.exponent.double())
-        return ((powers.clamp_min(0) / count.clamp_min(1)) ** (1 / p)).to(self.exponent.dtype)
+        return ((powers.clamp_min(0) / number.clamp_min(1)) ** (1 / p)).to(self.exponent.dtype)

@@ -6,33 +6,35 @@ section 5.1.1; the average of a video-level record, a video of one frame, is the
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+from tagreel.layers.ragged import Mask, Ragged, count, masked, total
 from tagreel.layers.sums import Sums
 
 
 class Mean(nn.Module):
     """(B, T, D) and a mask (B, T) in, (B, D) out."""
 
+    packs = True
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.out_dim = dim
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor, mask: Mask = None) -> Tensor:
         """Average the real frames; a video without any gives zeros."""
         if mask is None:
             return frames.mean(1)
+        if isinstance(mask, Ragged):
+            return total(frames, mask) / mask.counts[:, None].clamp_min(1)
         weights = mask / mask.sum(1, keepdim=True).clamp_min(1)  # (B, T)
         return (frames * weights[..., None].to(frames.dtype)).sum(1)
 
-    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+    def accumulate(self, frames: Tensor, mask: Mask = None) -> Sums:
         """The sums of the frames (B, D) and their number (B, 1)."""
-        if mask is None:
-            mask = frames.new_ones(frames.shape[:2], dtype=torch.bool)
-        return Sums(((frames * mask[..., None]).sum(1), mask.sum(1, keepdim=True)))
+        return Sums((total(masked(frames, mask), mask), count(frames, mask)))
 
     def finish(self, state: Sums) -> Tensor:
         """The descriptor of what `accumulate` gave."""
-        summed, count = state.sums
-        return summed / count.clamp_min(1)
+        summed, number = state.sums
+        return summed / number.clamp_min(1)

@@ -14,12 +14,15 @@ import math
 import torch
 from torch import Tensor, nn
 
+from tagreel.layers.ragged import Mask, outer, total
 from tagreel.layers.softmax_over_frames import SMALLEST, exp_over_frames, softmax_over_frames
 from tagreel.layers.sums import Sums
 
 
 class MultiHeadAttention(nn.Module):
     """(B, T, D) and a mask (B, T) in, (B, width) out: `heads` vectors side by side, width/heads each."""
+
+    packs = True
 
     def __init__(self, dim: int, *, heads: int = 8, width: int = 1024) -> None:
         super().__init__()
@@ -30,22 +33,21 @@ class MultiHeadAttention(nn.Module):
         self.values = nn.Parameter(torch.randn(heads, dim, width // heads) / math.sqrt(dim))
         self.bias = nn.Parameter(torch.zeros(width))
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor, mask: Mask = None) -> Tensor:
         """Pool the real frames; a video without any gives the bias."""
-        weights = softmax_over_frames(frames @ self.queries, mask)  # (B, T, heads)
-        pooled = torch.einsum("bth,btd->bhd", weights, frames.to(weights.dtype))
-        return self._value(pooled)
+        weights = softmax_over_frames(frames @ self.queries, mask)  # (..., heads)
+        return self._value(outer(weights, frames.to(weights.dtype), mask))
 
-    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+    def accumulate(self, frames: Tensor, mask: Mask = None) -> Sums:
         """The weighed sums of the frames (B, heads, D) and of their weights (B, heads, 1)."""
-        weights = exp_over_frames(frames @ self.queries, mask)  # (B, T, heads)
-        summed = torch.einsum("bth,btd->bhd", weights, frames.to(weights.dtype))
-        return Sums((summed, weights.sum(1)[..., None]))
+        weights = exp_over_frames(frames @ self.queries, mask)  # (..., heads)
+        summed = outer(weights, frames.to(weights.dtype), mask)
+        return Sums((summed, total(weights, mask)[..., None]))
 
     def finish(self, state: Sums) -> Tensor:
         """The descriptor of what `accumulate` gave."""
-        summed, total = state.sums
-        return self._value((summed / total.clamp_min(SMALLEST)).to(self.values.dtype))
+        summed, weight = state.sums
+        return self._value((summed / weight.clamp_min(SMALLEST)).to(self.values.dtype))
 
     def _value(self, pooled: Tensor) -> Tensor:
         values = torch.einsum("bhd,hdv->bhv", pooled, self.values.to(pooled.dtype))

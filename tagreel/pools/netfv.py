@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tagreel.layers.ragged import Mask, outer, total
 from tagreel.layers.soft_assignment import SoftAssignment
 from tagreel.layers.sums import Sums
 
@@ -26,6 +27,8 @@ class NetFV(nn.Module):
 
     `clusters` is K. `couple_weights` takes 0.01 · W for the centres c instead of numbers of their own.
     """
+
+    packs = True
 
     def __init__(
         self,
@@ -44,27 +47,24 @@ class NetFV(nn.Module):
         self.centres = centres
         self.roots = nn.Parameter(1 + torch.randn(dim, clusters) / math.sqrt(dim))  # s of σ = s² + 1e-6
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor, mask: Mask = None) -> Tensor:
         """Pool the real frames; a video without any gives zeros."""
         return self.finish(self.accumulate(frames, mask))
 
-    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+    def accumulate(self, frames: Tensor, mask: Mask = None) -> Sums:
         """The sums of the frames and of their squares, (B, D, K), and of their shares, (B, 1, K)."""
-        assigned = self.assignment(frames, mask)  # (B, T, K)
-        frames = frames.to(assigned.dtype)
-        total = assigned.sum(1)[:, None, :]  # (B, 1, K)
-        sum1 = torch.einsum("btd,btk->bdk", frames, assigned)
-        sum2 = torch.einsum("btd,btk->bdk", frames.square(), assigned)
-        return Sums((sum1, sum2, total))
+        assigned = self.assignment(frames, mask)  # (..., K)
+        sums = (outer(frames, assigned, mask), outer(frames.square(), assigned, mask))
+        return Sums((*sums, total(assigned, mask)[:, None, :]))
 
     def finish(self, state: Sums) -> Tensor:
         """The descriptor of what `accumulate` gave."""
-        sum1, sum2, total = state.sums
+        sum1, sum2, shares = state.sums
         c = 0.01 * self.assignment.weight if self.centres is None else self.centres  # (D, K)
         deviation = self.roots.square() + 1e-6
-        first = (sum1 - c * total) / deviation  # (B, D, K)
+        first = (sum1 - c * shares) / deviation  # (B, D, K)
         # The squares written out, so that no (B, T, D, K) is ever formed.
-        second = (sum2 - 2 * c * sum1 + c.square() * total) / deviation.square() - total
+        second = (sum2 - 2 * c * sum1 + c.square() * shares) / deviation.square() - shares
         first = F.normalize(first, dim=1, eps=1e-6)
         if self.intra_norm_second_order:
             second = F.normalize(second, dim=1, eps=1e-6)

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tagreel.layers.product import Scaled
+from tagreel.layers.ragged import Mask, outer, total
 from tagreel.layers.soft_assignment import SoftAssignment
 from tagreel.layers.sums import Sums
 
@@ -24,25 +26,27 @@ from tagreel.layers.sums import Sums
 class NetVLAD(nn.Module):
     """(B, T, D) and a mask (B, T) in, (B, D·K) out; `clusters` is K, the descriptor's index d·K + k."""
 
+    packs = takes_scaled = True
+
     def __init__(self, dim: int, *, clusters: int = 64, batch_norm: bool = True) -> None:
         super().__init__()
         self.out_dim = dim * clusters
         self.assignment = SoftAssignment(dim, clusters=clusters, batch_norm=batch_norm)
         self.centres = nn.Parameter(torch.randn(dim, clusters) / math.sqrt(dim))
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor | Scaled, mask: Mask = None) -> Tensor:
         """Pool the real frames; a video without any gives zeros."""
         return self.finish(self.accumulate(frames, mask))
 
-    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+    def accumulate(self, frames: Tensor | Scaled, mask: Mask = None) -> Sums:
         """The sums of the frames (B, D, K) and of their shares (B, 1, K)."""
-        assigned = self.assignment(frames, mask)  # (B, T, K)
-        summed = torch.einsum("btd,btk->bdk", frames.to(assigned.dtype), assigned)
-        return Sums((summed, assigned.sum(1)[:, None, :]))
+        assigned = self.assignment(frames, mask)  # (..., K)
+        summed = outer(frames, assigned, mask)
+        return Sums((summed, total(assigned, mask)[:, None, :]))
 
     def finish(self, state: Sums) -> Tensor:
         """The descriptor of what `accumulate` gave."""
-        summed, total = state.sums
-        vlad = summed - self.centres * total  # (B, D, K)
+        summed, shares = state.sums
+        vlad = summed - self.centres * shares  # (B, D, K)
         vlad = F.normalize(vlad, dim=1, eps=1e-6).flatten(1)  # (B, D·K)
         return F.normalize(vlad, dim=1, eps=1e-6)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tagreel.layers.product import Scaled
+from tagreel.layers.ragged import Mask, outer
 from tagreel.layers.soft_assignment import SoftAssignment
 from tagreel.layers.sums import Sums
 
@@ -21,20 +23,22 @@ from tagreel.layers.sums import Sums
 class NetVLAGD(nn.Module):
     """(B, T, D) and a mask (B, T) in, (B, D·K) out; `clusters` is K, the descriptor's index d·K + k."""
 
+    packs = takes_scaled = True
+
     def __init__(self, dim: int, *, clusters: int = 64, batch_norm: bool = True) -> None:
         super().__init__()
         self.out_dim = dim * clusters
         self.assignment = SoftAssignment(dim, clusters=clusters, batch_norm=batch_norm)
         self.gates = nn.Parameter(torch.randn(dim, clusters) / math.sqrt(dim))
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor | Scaled, mask: Mask = None) -> Tensor:
         """Pool the real frames; a video without any gives zeros."""
         return self.finish(self.accumulate(frames, mask))
 
-    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+    def accumulate(self, frames: Tensor | Scaled, mask: Mask = None) -> Sums:
         """The sums of the frames under their shares, (B, D, K)."""
-        assigned = self.assignment(frames, mask)  # (B, T, K)
-        return Sums((torch.einsum("btd,btk->bdk", frames.to(assigned.dtype), assigned),))
+        assigned = self.assignment(frames, mask)  # (..., K)
+        return Sums((outer(frames, assigned, mask),))
 
     def finish(self, state: Sums) -> Tensor:
         """The descriptor of what `accumulate` gave."""

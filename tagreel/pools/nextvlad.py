@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from tagreel.layers.initializers import he_truncated_
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.product import Linear, Scaled, product
+from tagreel.layers.ragged import Mask, Ragged, masked, outer, total
 from tagreel.layers.sums import Sums
 
 
@@ -24,6 +26,8 @@ class NeXtVLAD(nn.Module):
 
     `clusters` is the paper's K, `groups` its G, `expansion` its λ; λD must be a multiple of G.
     """
+
+    packs = takes_scaled = True
 
     def __init__(self, dim: int, *, clusters: int = 128, groups: int = 8, expansion: int = 2) -> None:
         super().__init__()
@@ -35,8 +39,8 @@ class NeXtVLAD(nn.Module):
             raise ValueError(f"NeXtVLAD: expansion · dim = {width} is not a multiple of groups={groups}")
         self.groups, self.clusters = groups, clusters
         self.out_dim = width // groups * clusters
-        self.expand = nn.Linear(dim, width)
-        self.attention = nn.Linear(width, groups)
+        self.expand = Linear(dim, width)
+        self.attention = Linear(width, groups)
         self.assignment = nn.Parameter(he_truncated_(torch.empty(width, groups * clusters), width))
         self.norm = MaskedBatchNorm(groups * clusters)
         self.centres = nn.Parameter(he_truncated_(torch.empty(width // groups, clusters), width // groups))
@@ -46,27 +50,43 @@ class NeXtVLAD(nn.Module):
                 he_truncated_(linear.weight, linear.in_features)
                 linear.bias.zero_()
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor | Scaled, mask: Mask = None) -> Tensor:
         """Pool the real frames."""
         return self.finish(self.accumulate(frames, mask))
 
-    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+    def accumulate(self, frames: Tensor | Scaled, mask: Mask = None) -> Sums:
         """The sums of the groups (B, λD/G, K) and of their shares (B, 1, K)."""
-        B, T, _ = frames.shape
-        G, K = self.groups, self.clusters
-        expanded = self.expand(frames)  # (B, T, λD)
-        attention = torch.sigmoid(self.attention(expanded))  # (B, T, G)
-        if mask is not None:
-            attention = attention.masked_fill(~mask[..., None], 0.0)
-        logits = self.norm(expanded @ self.assignment, mask)  # (B, T, G·K)
-        assigned = logits.view(B, T * G, K).softmax(-1) * attention.view(B, T * G, 1)  # (B, T·G, K)
-        grouped = expanded.view(B, T * G, -1)  # (B, T·G, λD/G)
-        summed = torch.einsum("bnj,bnk->bjk", grouped.to(assigned.dtype), assigned)
-        return Sums((summed, assigned.sum(1)[:, None, :]))
+        G = self.groups
+        expanded = self.expand(frames)  # (..., λD)
+        attention, logits = self._gates(frames, expanded)
+        attention = masked(torch.sigmoid(attention), mask)  # (..., G)
+        shares = self.norm(logits, mask).unflatten(-1, (G, -1)).softmax(-1)  # (..., G, K)
+        # From here on a group is a frame: (B, T·G, ...), or (ΣT·G, ...).
+        assigned = (shares * attention[..., None]).flatten(-3, -2)
+        grouped = expanded.unflatten(-1, (G, -1)).flatten(-3, -2)
+        groups = mask.times(G) if isinstance(mask, Ragged) else None
+        summed = outer(grouped, assigned, groups)
+        return Sums((summed, total(assigned, groups)[:, None, :]))
+
+    def _gates(self, frames: Tensor | Scaled, expanded: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of the attention (..., G) and of the clusters (..., G·K), before batch norm.
+
+        The expansion is linear, so W_k (W_e x + b_e) = (W_k W_e) x + W_k b_e: for many frames it takes fewer
+        operations to multiply the weights first, and then frames of width D instead of λD.
+        """
+        D, width = self.expand.in_features, self.expand.out_features
+        if torch.compiler.is_exporting() or expanded.numel() // width * (width - D) <= width * D:
+            return self.attention(expanded), product(expanded, self.assignment)
+        attention, bias = self.attention.weight.t(), self.attention.bias
+        weight = self.expand.weight.t()  # (D, λD)
+        return (
+            product(frames, product(weight, attention), self.expand.bias @ attention + bias),
+            product(frames, product(weight, self.assignment), self.expand.bias @ self.assignment),
+        )
 
     def finish(self, state: Sums) -> Tensor:
         """The descriptor of what `accumulate` gave."""
-        summed, total = state.sums
-        vlad = summed - self.centres * total  # (B, λD/G, K)
+        summed, shares = state.sums
+        vlad = summed - self.centres * shares  # (B, λD/G, K)
         vlad = F.normalize(vlad, dim=1, eps=1e-6).flatten(1)  # (B, λD/G · K)
         return self.out_norm(vlad)  # type: ignore[no-any-return]

@@ -8,11 +8,12 @@ Ma, Jiang, "Non-local NetVLAD Encoding for Video Classification", 2018, arXiv 18
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagreel.layers.non_local import NonLocal
+from tagreel.layers.product import Scaled
+from tagreel.layers.ragged import Mask, outer
 from tagreel.layers.soft_assignment import SoftAssignment
 from tagreel.layers.sums import Sums
 
@@ -22,6 +23,8 @@ class NonLocalNetRVLAD(nn.Module):
 
     `inner`, `scale` and `reuse_phi` are those of `NonLocal`; the authors' model has D/2 for `inner`.
     """
+
+    packs = takes_scaled = True
 
     def __init__(
         self,
@@ -37,14 +40,14 @@ class NonLocalNetRVLAD(nn.Module):
         self.assignment = SoftAssignment(dim, clusters=clusters)
         self.non_local = NonLocal(dim, inner=inner, scale=scale, reuse_phi=reuse_phi)
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor | Scaled, mask: Mask = None) -> Tensor:
         """Pool the real frames; a video without any gives zeros."""
         return self.finish(self.accumulate(frames, mask))
 
-    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+    def accumulate(self, frames: Tensor | Scaled, mask: Mask = None) -> Sums:
         """The sums of the frames under their shares, (B, K, D)."""
-        assigned = self.assignment(frames, mask)  # (B, T, K)
-        return Sums((torch.einsum("btd,btk->bkd", frames.to(assigned.dtype), assigned),))
+        assigned = self.assignment(frames, mask)  # (..., K)
+        return Sums((outer(frames, assigned, mask).transpose(1, 2),))
 
     def finish(self, state: Sums) -> Tensor:
         """The descriptor of what `accumulate` gave."""

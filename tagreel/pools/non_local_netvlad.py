@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagreel.layers.non_local import NonLocal
+from tagreel.layers.product import Scaled
+from tagreel.layers.ragged import Mask, outer, total
 from tagreel.layers.soft_assignment import SoftAssignment
 from tagreel.layers.sums import Sums
 
@@ -25,6 +27,8 @@ class NonLocalNetVLAD(nn.Module):
 
     `inner`, `scale` and `reuse_phi` are those of `NonLocal`.
     """
+
+    packs = takes_scaled = True
 
     def __init__(
         self,
@@ -41,19 +45,18 @@ class NonLocalNetVLAD(nn.Module):
         self.centres = nn.Parameter(torch.randn(dim, clusters) / math.sqrt(dim))
         self.non_local = NonLocal(dim, inner=inner, scale=scale, reuse_phi=reuse_phi)
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor | Scaled, mask: Mask = None) -> Tensor:
         """Pool the real frames; a video without any gives zeros."""
         return self.finish(self.accumulate(frames, mask))
 
-    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+    def accumulate(self, frames: Tensor | Scaled, mask: Mask = None) -> Sums:
         """The sums of the frames (B, K, D) and of their shares (B, K, 1)."""
-        assigned = self.assignment(frames, mask)  # (B, T, K)
-        summed = torch.einsum("btd,btk->bkd", frames.to(assigned.dtype), assigned)
-        return Sums((summed, assigned.sum(1)[..., None]))
+        assigned = self.assignment(frames, mask)  # (..., K)
+        return Sums((outer(frames, assigned, mask).transpose(1, 2), total(assigned, mask)[..., None]))
 
     def finish(self, state: Sums) -> Tensor:
         """The descriptor of what `accumulate` gave."""
-        summed, total = state.sums
-        rows = summed - self.centres.T * total  # (B, K, D)
+        summed, shares = state.sums
+        rows = summed - self.centres.T * shares  # (B, K, D)
         vlad = F.normalize(self.non_local(rows), dim=2, eps=1e-6).transpose(1, 2).flatten(1)  # (B, D·K)
         return F.normalize(vlad, dim=1, eps=1e-6)

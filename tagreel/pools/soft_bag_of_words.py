@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tagreel.layers.product import Scaled
+from tagreel.layers.ragged import Mask, largest, total
 from tagreel.layers.soft_assignment import SoftAssignment
 from tagreel.layers.sums import Sums
 
@@ -23,6 +25,8 @@ class SoftBagOfWords(nn.Module):
     code.
     """
 
+    packs = takes_scaled = True
+
     def __init__(
         self, dim: int, *, clusters: int = 4096, batch_norm: bool = True, max_pool: bool = False
     ) -> None:
@@ -31,14 +35,15 @@ class SoftBagOfWords(nn.Module):
         self.max_pool = max_pool
         self.assignment = SoftAssignment(dim, clusters=clusters, batch_norm=batch_norm)
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor | Scaled, mask: Mask = None) -> Tensor:
         """Pool the real frames; a video without any gives zeros."""
         return self.finish(self.accumulate(frames, mask))
 
-    def accumulate(self, frames: Tensor, mask: Tensor | None = None) -> Sums:
+    def accumulate(self, frames: Tensor | Scaled, mask: Mask = None) -> Sums:
         """The sums of the frames' shares, and their maxima with `max_pool`, (B, K)."""
-        assigned = self.assignment(frames, mask)  # (B, T, K)
-        return Sums((assigned.sum(1),), (assigned.amax(1),) if self.max_pool else ())
+        assigned = self.assignment(frames, mask)  # (..., K)
+        maxima = (largest(assigned, mask, default=0.0),) if self.max_pool else ()
+        return Sums((total(assigned, mask),), maxima)
 
     def finish(self, state: Sums) -> Tensor:
         """The descriptor of what `accumulate` gave."""

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tagreel.layers.product import Linear
+
 
 class Transformer(nn.Module):
     """(B, T, D) and a mask (B, T) in, (B, D) out; D must be a multiple of `heads`.
@@ -42,11 +44,11 @@ class Transformer(nn.Module):
         self.out_dim = dim
         self.heads, self.ordered, self.dropout = heads, positions, dropout
         self.attention_norm = nn.LayerNorm(dim)
-        self.attention_in = nn.Linear(dim, 3 * dim, bias=False)
-        self.attention_out = nn.Linear(dim, dim)
+        self.attention_in = Linear(dim, 3 * dim, bias=False)
+        self.attention_out = Linear(dim, dim)
         self.inner_norm = nn.LayerNorm(dim)
-        self.inner = nn.Linear(dim, expansion * dim)
-        self.outer = nn.Linear(expansion * dim, dim)
+        self.inner = Linear(dim, expansion * dim)
+        self.outer = Linear(expansion * dim, dim)
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """What every pool promises; a new file in tagreel/pools is found and held to it.
 
-A pool whose result depends on the order of the frames says so with a class attribute, `ordered = True`.
+A pool whose result depends on the order of the frames says so with a class attribute, `ordered = True`; one
+that takes packed frames with `packs = True`, and one that takes scaled ones with `takes_scaled = True`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import pytest
 import torch
 
 import tagreel.pools
+from tagreel.layers.product import Scaled
+from tagreel.layers.ragged import Ragged
 
 DIM = 12
 LENGTHS = (5, 3, 1, 4)
@@ -66,8 +69,8 @@ def _everything(pool, frames, mask):
     (out * weights).sum().backward()
     return {
         "output": out.detach(),
-        "frames": frames.grad[mask],
-        "padding": frames.grad[~mask],
+        "frames": frames.grad[mask] if isinstance(mask, torch.Tensor) else frames.grad,
+        "padding": frames.grad[~mask] if isinstance(mask, torch.Tensor) else frames.grad[:0],
         **{f"gradient of {name}": parameter.grad for name, parameter in pool.named_parameters()},
         **dict(pool.named_buffers()),
     }
@@ -119,6 +122,34 @@ def test_padding_changes_nothing(pool_class, training, padding):
     found = _everything(pool, *_batch(padded_to=9, padding=padding))
     _assert_same(found, expected, apart=["padding"])
     assert not found["padding"].any()
+
+
+@every_pool
+@both_modes
+@pytest.mark.parametrize("lengths", [LENGTHS, (0, 4, 2), (3, 3), (1,)], ids=str)
+def test_packed_frames_are_pooled_as_padded_ones(pool_class, training, lengths):
+    if not getattr(pool_class, "packs", False):
+        pytest.skip("takes padded frames alone")
+    pool = _made(pool_class, training=training)
+    frames, mask = _batch(lengths, padding=1e3)
+    expected = _everything(pool, frames, mask)
+    packed = Ragged(list(lengths), frames.device)
+    found = _everything(pool, frames[mask], packed)
+    _assert_same(found, expected, apart=["padding"])
+
+
+@every_pool
+@both_modes
+@pytest.mark.parametrize("packed", [True, False])
+def test_scaled_frames_are_pooled_as_what_they_stand_for(pool_class, training, packed):
+    if not getattr(pool_class, "takes_scaled", False):
+        pytest.skip("takes plain frames alone")
+    pool = _made(pool_class, training=training)
+    frames, mask = _batch()
+    scale, shift = torch.rand(DIM) + 0.5, torch.randn(DIM)
+    expected = pool(torch.where(mask[..., None], frames * scale + shift, 0.0), mask)
+    x, where = (frames[mask], Ragged(list(LENGTHS), frames.device)) if packed else (frames, mask)
+    torch.testing.assert_close(pool(Scaled(x, scale, shift), where), expected, rtol=1e-4, atol=1e-5)
 
 
 @every_pool

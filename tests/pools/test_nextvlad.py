@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tagreel.layers.product import product
 from tagreel.layers.projection import Projection
+from tagreel.pools import nextvlad
 from tagreel.pools.nextvlad import NeXtVLAD
 
 
@@ -92,3 +94,34 @@ def test_weights_start_as_in_the_authors_code():
 def test_a_width_that_the_groups_do_not_divide_is_named():
     with pytest.raises(ValueError, match=r"expansion · dim = 10 is not a multiple of groups=4"):
         NeXtVLAD(5, groups=4)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_with_many_frames_the_weights_are_multiplied_first_and_nothing_changes(monkeypatch, training):
+    torch.manual_seed(0)
+    pool = NeXtVLAD(8, clusters=5, groups=2, expansion=3).train(training)
+    pool.expand.bias.data.normal_()
+    pool.norm.running_mean.normal_()
+    frames = torch.randn(3, 20, 8)
+
+    def run():
+        pool.zero_grad()
+        out = pool(frames)
+        (out * torch.arange(out.numel()).view_as(out).cos()).sum().backward()
+        return [out.detach(), *(parameter.grad for parameter in pool.parameters())]
+
+    products = []
+
+    def seen(x, weight, bias=None):
+        products.append((len(x.flatten(0, -2)), *weight.shape))
+        return product(x, weight, bias)
+
+    monkeypatch.setattr(nextvlad, "product", seen)
+    folded = run()
+    assert (60, 8, 10) in products  # frames by folded weights
+    assert (60, 24, 10) not in products  # expanded frames by the weights themselves
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    plain = run()
+    assert (60, 24, 10) in products
+    for ours, theirs in zip(folded, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
