@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tagreel.errors import DataError
+from tagreel.layers.product import Scaled
 from tagreel.layers.ragged import Ragged, pack
 
 
@@ -131,6 +132,12 @@ def dequantize(frames: Tensor) -> Tensor:
     if frames.dtype == torch.uint8:
         return frames.float() * (4 / 255) + (4 / 512 - 2)
     return frames.float()
+
+
+def on_the_grid(frames: Tensor) -> Scaled:
+    """Bytes (..., D) as the numbers that `dequantize` makes of them, not multiplied out."""
+    like = torch.ones(frames.shape[-1], device=frames.device)
+    return Scaled(frames, like * (4 / 255), like * (4 / 512 - 2))
 
 
 def quantize(features: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tagreel.batch import Batch, dequantize
+from tagreel.batch import Batch, dequantize, on_the_grid
 from tagreel.errors import RecipeError
 from tagreel.layers.l2_norm import joint_l2_norm
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
@@ -103,6 +103,7 @@ class Tagger(Network, Model):
                 Network(recipe, features, classes) for _ in range(self.mixture.branches)
             )
         self.recipe, self.features = recipe, dict(features)
+        self.keeps_bytes = False  # whether the branches are given bytes as they are, as `folding` has it
         self.name_classes(classes, label_names)
         for norm in self.modules():
             if isinstance(norm, MaskedBatchNorm):
@@ -145,6 +146,8 @@ class Tagger(Network, Model):
 
     def frames(self, streams: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> dict[str, Tensor]:
         """What the streams read of every feature: floats, zero where padded, normalised."""
+        if self.keeps_bytes and all(streams[name].dtype == torch.uint8 for name in self.features):
+            return {name: streams[name] for name in self.features}
         # Masked again here: the float of a padded byte is not zero.
         frames = {name: masked(dequantize(streams[name]), masks[name]) for name in self.features}
         return joint_l2_norm(frames, masks) if self.recipe.joint_l2_norm else frames
@@ -237,11 +240,17 @@ class _Branch(nn.Module):
         if self.packs and alike(masks[name] for name in self.inputs):
             x: Any = torch.cat([frames[name] for name in self.inputs], dim=-1)
             mask: Mask = masks[self.inputs[0]]
+            x = on_the_grid(x) if x.dtype == torch.uint8 else x
         else:
             x, mask = self._side_by_side(*padded(frames, masks))
         for transform in self.transforms:
             scaled = transform is self.transforms[-1] and self.defers
+            if isinstance(x, Scaled) and not hasattr(transform, "scaled"):
+                x = x.multiplied()
+            scaled = scaled or isinstance(x, Scaled)
             x = transform.scaled(x, mask) if scaled else transform(x, mask)  # type: ignore[operator]
+        if isinstance(x, Scaled) and not getattr(self.pool, "takes_scaled", False):
+            x = x.multiplied()
         return x, mask
 
     def _side_by_side(
@@ -252,6 +261,8 @@ class _Branch(nn.Module):
         parts, real = [], []
         for name in self.inputs:
             x = frames[name]
+            if x.dtype == torch.uint8:
+                x = masked(dequantize(x), masks[name])
             # A vector of the whole video stands beside each of its frames.
             vector = x.shape[1] == 1
             parts.append(x.expand(-1, length, -1) if vector else F.pad(x, (0, 0, 0, length - x.shape[1])))

@@ -56,18 +56,24 @@ class MaskedBatchNorm(nn.Module):
                     if isinstance(mask, Tensor)
                     else rows.view(x.shape)
                 )
-        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-        return (x * scale + (self.bias - self.running_mean * scale)).to(x.dtype)
+        scale, shift = self.scale_and_shift()
+        return (x * scale + shift).to(x.dtype)
 
-    def scaled(self, x: Tensor, mask: Mask = None) -> Tensor | Scaled:
+    def scaled(self, x: Tensor | Scaled, mask: Mask = None) -> Tensor | Scaled:
         """What `forward` gives, its last step left to a product where x has no gradient."""
+        if isinstance(x, Scaled):  # in evaluation alone
+            return x.then(*self.scale_and_shift())
         if x.requires_grad or (self.training and (self.across is not None or isinstance(mask, Tensor))):
             return self(x, mask)  # type: ignore[no-any-return]
         rows = x.reshape(-1, x.shape[-1])
         if self.training and len(rows) > 1:
             return Scaled(self._by_batch(rows, None, None).view(x.shape), self.weight, self.bias)
+        return Scaled(x, *self.scale_and_shift())
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """What normalising with the running statistics multiplies with and adds, (D,) each."""
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-        return Scaled(x, scale, self.bias - self.running_mean * scale)
+        return scale, self.bias - self.running_mean * scale
 
     def _normalize_by_batch(self, rows: Tensor) -> Tensor:
         if self.across is not None:

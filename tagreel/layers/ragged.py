@@ -110,6 +110,8 @@ def count(frames: Tensor, mask: Mask) -> Tensor:
 def total(frames: Tensor, mask: Mask) -> Tensor:
     """The sum of each video's frames, (B, D); those that are padding have to be zeros."""
     if isinstance(mask, Ragged):
+        if frames.dtype in (torch.bfloat16, torch.float16):  # a sum of many of which loses the small ones
+            frames = frames.float()
         return frames.new_zeros(len(mask), frames.shape[1]).index_add(0, mask.videos, frames)
     return frames.sum(1)
 
@@ -134,7 +136,8 @@ def outer(x: Tensor | Scaled, y: Tensor, mask: Mask) -> Tensor:
     In frames that are padding y has to be zero, or x where it is not a `Scaled`.
     """
     if isinstance(x, Scaled):
-        return x.scale[:, None] * outer(x.x, y, mask) + x.shift[:, None] * total(y, mask)[:, None, :]
+        shifts = x.shift[:, None] * total(y, mask)[:, None, :]
+        return x.scale[:, None] * outer(x.x.to(y.dtype), y, mask) + shifts
     if not isinstance(mask, Ragged):
         return torch.einsum("btd,btk->bdk", x.to(y.dtype), y)
     if x.is_cuda:  # one kernel for all videos

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tagreel.errors import RecipeError
+from tagreel.layers.product import Scaled
 from tagreel.layers.ragged import Mask, masked
 
 
@@ -52,6 +53,10 @@ class ReverseWhitening(nn.Module):
                 f"expected at least {dim:,}, none negative"
             )
         self.scale.copy_(torch.from_numpy(np.sqrt(values[:dim]) + 1e-4))
+
+    def scaled(self, frames: Scaled, mask: Mask = None) -> Scaled:
+        """What `forward` gives of real frames, left to a product."""
+        return frames.then(self.scale, -4 / 512 * self.scale)
 
     def forward(self, frames: Tensor, mask: Mask = None) -> Tensor:
         """Scale every frame; padded frames stay zero."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tagreel.layers.initializers import he_truncated_
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
-from tagreel.layers.product import Linear, Scaled, product
+from tagreel.layers.product import Frozen, Linear, Scaled, product
 from tagreel.layers.ragged import Mask, Ragged, masked, outer, total
 from tagreel.layers.sums import Sums
 
@@ -74,6 +74,9 @@ class NeXtVLAD(nn.Module):
         The expansion is linear, so W_k (W_e x + b_e) = (W_k W_e) x + W_k b_e: for many frames it takes fewer
         operations to multiply the weights first, and then frames of width D instead of λD.
         """
+        assignment: Tensor | Frozen = self.assignment
+        if isinstance(assignment, Frozen):  # all of it was multiplied before
+            return self.attention(frames), assignment(frames)
         D, width = self.expand.in_features, self.expand.out_features
         if torch.compiler.is_exporting() or expanded.numel() // width * (width - D) <= width * D:
             return self.attention(expanded), product(expanded, self.assignment)
