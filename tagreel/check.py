@@ -82,24 +82,26 @@ class CheckReport:
 def check(source: Source, *, progress: Callable[[int, int], None] | None = None) -> CheckReport:
     """Read every example of a source; `progress` is called with how many are done, and of how many."""
     report, tally, done, total = CheckReport(ignored=list(source.ignored)), _Tally(), 0, len(source)
-    for number, path in enumerate(source.paths):
-        file = FileReport(path, source.formats[number], source.counts[number])
-        shard = source.open(number)
-        if isinstance(shard, Unreadable):
-            report.damage.append(str(shard.error))
-        for index in range(file.records):
-            try:
-                tally.add(shard[index], number, index)
-            except DataError as error:
-                file.damaged += 1
-                if not isinstance(shard, Unreadable):
-                    report.damage.append(str(error))
-            else:
-                file.examples += 1
-            done += 1
-            if progress is not None and (done % 256 == 0 or done == total):
-                progress(done, total)
-        report.files.append(file)
+    with source.fetching() as read:
+        for number, path in enumerate(source.paths):
+            file = FileReport(path, source.formats[number], source.counts[number])
+            shard = source.open(number)
+            if isinstance(shard, Unreadable):
+                report.damage.append(str(shard.error))
+            for index in range(file.records):
+                try:
+                    tally.add(shard[index], number, index)
+                except DataError as error:
+                    file.damaged += 1
+                    if not isinstance(shard, Unreadable):
+                        report.damage.append(str(error))
+                else:
+                    file.examples += 1
+                done += 1
+                if progress is not None and (done % 256 == 0 or done == total):
+                    progress(done, total)
+            report.files.append(file)
+            read(number)
     tally.finish(report, source)
     return report
 

@@ -21,6 +21,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
+
 from tagreel import shards
 from tagreel.batch import Example
 from tagreel.errors import DataError, RecipeError
@@ -110,10 +112,16 @@ def convert(
         else:
             open_tasks.append(task)
     make = partial(_make, source, finished=finished, types=types, verify=verify, skip_damaged=skip_damaged)
-    for task, (found, errors) in _each(make, open_tasks, jobs):
-        for place, error in errors.items():
-            _note(damaged, place, error, allowed=skip_damaged)
-        count(task, found)
+    needed = {piece.number for task in open_tasks for piece in task.pieces}
+    steps = np.array([number if number in needed else -1 for number in range(len(source.paths))])
+    left = list(open_tasks)
+    with source.fetching(lambda: (steps, steps)) as read:
+        for task, (found, errors) in _each(make, open_tasks, jobs):
+            for place, error in errors.items():
+                _note(damaged, place, error, allowed=skip_damaged)
+            count(task, found)
+            left.remove(task)
+            read(min((one.pieces[0].number for one in left), default=len(steps)) - 1)
     in_order = [error for _, error in sorted(damaged.items())]
     return Converted(shards=len(tasks), videos=videos, kept=len(finished), damaged=in_order)
 
@@ -122,7 +130,7 @@ def _plan(source: Source, out: Path, shard_size: int) -> list[Task]:
     """What each shard is made of; a record counts as its file's size by the records in it, packed or not."""
     plan: list[list[Piece]] = [[]]
     room = float(shard_size)
-    sizes = [os.path.getsize(path) for path in source.paths]
+    sizes = source.sizes()
     for number, count in enumerate(source.counts):
         each = sizes[number] / max(count, 1)
         first = 0
@@ -149,7 +157,8 @@ def _plan(source: Source, out: Path, shard_size: int) -> list[Task]:
 
 def _finished(source: Source, out: Path, tasks: Sequence[Task]) -> dict[Path, int]:
     """How many videos each finished shard has; makes the folder, and refuses what else is in it."""
-    inside = [path for path in source.paths if out.resolve() in Path(path).resolve().parents]
+    local = [path for path in source.paths if "://" not in path]
+    inside = [path for path in local if out.resolve() in Path(path).resolve().parents]
     if inside:
         raise RecipeError(f"--out {out}: {inside[0]} is to be read; expected another folder than the data's")
     out.mkdir(parents=True, exist_ok=True)

@@ -65,10 +65,13 @@ def clock(second: float) -> str:
 
 
 @contextmanager
-def progress(verb: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left on a terminal; nothing where nobody looks."""
+def progress(verb: str, total: int = 0, *, unit: str = "videos") -> Iterator[Callable[..., None]]:
+    """A bar with rate and time left on a terminal; nothing where nobody looks.
+
+    What is yielded is called with how many are done, and of how many if that was not known before.
+    """
     if not sys.stderr.isatty():
-        yield lambda done: None
+        yield lambda done, of=total: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -76,14 +79,15 @@ def progress(verb: str, total: int) -> Iterator[Callable[[int], None]]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f}   {task.fields[rate]:,.0f} videos/s   eta"),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f}   {task.fields[rate]:,.0f}"),
+        TextColumn("{task.fields[unit]}/s   eta"),
         TimeRemainingColumn(),
     )
     began = time.perf_counter()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(verb, total=total, rate=0.0)
+        task = bar.add_task(verb, total=total, rate=0.0, unit=unit)
 
-        def advance(done: int) -> None:
-            bar.update(task, completed=done, rate=done / max(time.perf_counter() - began, 1e-9))
+        def advance(done: int, of: int = total) -> None:
+            bar.update(task, completed=done, total=of, rate=done / max(time.perf_counter() - began, 1e-9))
 
         yield advance

@@ -2,7 +2,8 @@
 
 TagreelError(ValueError)
 ├── DataError       a file or record is not what it should be: says which, what was found, what to do
-└── RecipeError     a recipe, an option or a command's argument is wrong: says which ones there are
+├── RecipeError     a recipe, an option or a command's argument is wrong: says which ones there are
+└── RemoteError     a store does not give what it listed: says what it answered, how to go on
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ class TagreelError(ValueError):
 
 class RecipeError(TagreelError):
     """A recipe, one of its options or an argument of a command cannot be used as given."""
+
+
+class RemoteError(TagreelError):
+    """A store of files does not answer, refuses, or has other content than it had.
+
+    No damage, which `--skip-damaged` would step over: it ends the command.
+    """
 
 
 class DataError(TagreelError):

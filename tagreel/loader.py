@@ -2,9 +2,9 @@
 
 Batch number b of epoch e is a function of (seed, e, b) and of nothing else; what is drawn of videos in order,
 to score them, follows from their ids. So the order is the same whatever the number of threads, a resumed run
-goes on in the middle of an epoch by starting at its batch, and ranks take disjoint slices of one global
-order. Threads rather than processes read ahead: what they do is one
-checksum and one copy a stream, and a process would have to copy the result once more.
+goes on in the middle of an epoch by starting at its batch, and of several ranks each takes a slice of every
+batch. Threads rather than processes read ahead: what they do is one checksum and one copy a stream, and a
+process would have to copy the result once more.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from tagreel.batch import Batch, Example
+from tagreel.distributed import ALONE, Ranks
 from tagreel.errors import DataError, RecipeError
 from tagreel.sampling import AllFrames, Sampler, choose, seed_of
 from tagreel.source import Source
@@ -40,7 +42,8 @@ class Loader:
     workers prepare up to `ahead` batches, and one each at least. More than `skip_damaged` damaged records
     raise a `DataError`, the first one's own when none may be skipped; those that were skipped are in
     `damaged`, which begins with those given: a resumed run goes on counting where it stopped. `waited` counts
-    the seconds that the consumer stood waiting.
+    the seconds that the consumer stood waiting. Of several `ranks` each reads its slice of every batch of
+    `batch_size`, and all know of the damage that any of them found.
     """
 
     def __init__(
@@ -55,8 +58,7 @@ class Loader:
         subset: tuple[int, int] | None = None,
         shuffle: bool = False,
         seed: int = 0,
-        rank: int = 0,
-        ranks: int = 1,
+        ranks: Ranks = ALONE,
         threads: int = 1,
         ahead: int = 3,
         window: int = 16,
@@ -65,7 +67,7 @@ class Loader:
     ) -> None:
         self.source, self.features, self.optional, self.classes = source, dict(features), optional, classes
         self.batch_size, self.sampling = batch_size, sampling or AllFrames()
-        self.shuffle, self.seed, self.rank, self.ranks = shuffle, seed, rank, ranks
+        self.shuffle, self.seed, self.ranks = shuffle, seed, ranks
         self.threads, self.ahead, self.window, self.skip_damaged = threads, ahead, window, skip_damaged
         self.damaged = {(error.path, error.record): error for error in damaged}
         self.waited = 0.0
@@ -77,15 +79,18 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches an epoch, on every rank the same."""
-        return -(-self.examples // (self.batch_size * self.ranks))
+        return -(-self.examples // self.batch_size)
 
     def epoch(self, epoch: int = 0, *, start: int = 0, empty: bool = False) -> Iterator[tuple[int, Batch]]:
         """The batches of an epoch from number `start` on, each with its number.
 
-        One in which every record is damaged is left out unless `empty`.
+        One in which every record is damaged, on every rank, is left out unless `empty`.
         """
         ahead = max(self.ahead, self.threads)
-        with ThreadPoolExecutor(self.threads, thread_name_prefix="tagreel-loader") as pool:
+        with (
+            self.source.fetching(partial(self._needs, epoch, start)) as done,
+            ThreadPoolExecutor(self.threads, thread_name_prefix="tagreel-loader") as pool,
+        ):
             pending: deque[Future[Batch]] = deque()
             upcoming = iter(range(start, len(self)))
             try:
@@ -95,19 +100,22 @@ class Loader:
                     began = time.perf_counter()
                     batch = pending.popleft().result()
                     self.waited += time.perf_counter() - began
-                    self._count_damage(batch.damaged)
-                    if len(batch) or empty:
+                    done(index)
+                    videos, damaged = self.ranks.add_up(len(batch), len(batch.damaged))
+                    if damaged:
+                        self._count_damage([error for on in self.ranks.share(batch.damaged) for error in on])
+                    if videos or empty:
                         yield index, batch
             finally:
                 for future in pending:
                     future.cancel()
 
     def batch(self, epoch: int, index: int) -> Batch:
-        """Batch number `index` of an epoch, without its damaged records."""
-        first = (index * self.ranks + self.rank) * self.batch_size
+        """Batch number `index` of an epoch, this rank's slice of it, without its damaged records."""
+        of_all = self._epoch_order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
         examples: list[Example] = []
         damaged: list[DataError] = []
-        for position in self._epoch_order(epoch)[first : first + self.batch_size].tolist():
+        for position in of_all[self.ranks.slice(len(of_all))].tolist():
             shard = int(np.searchsorted(self._ends, position, side="right"))
             record = position - int(self._ends[shard]) + self.source.counts[shard]
             try:
@@ -119,6 +127,11 @@ class Loader:
                 continue
             examples.append(self._sampled(example, epoch, position))
         return collate(examples, features=self.features, damaged=damaged, empty=self._memory.empty)
+
+    def stand_in(self) -> Batch:
+        """A made-up video, for a rank that has none of a batch and has to take part in the step."""
+        frames = {name: np.ones((1, width), np.float32) for name, width in self.features.items()}
+        return collate([Example("", np.empty(0, np.int64), frames)], features=self.features)
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         if not self.shuffle:
@@ -140,6 +153,16 @@ class Loader:
             order = self._among_chosen(np.arange(len(self.source)))
         self._order = (epoch, order)
         return order
+
+    def _needs(self, epoch: int, start: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of each shard the first and the last batch, from `start` on, that has any of it; -1 for none."""
+        order = self._epoch_order(epoch)[start * self.batch_size :]
+        shards = np.searchsorted(self._ends, order, side="right")
+        batches = start + np.arange(len(order)) // self.batch_size
+        first, last = np.full((2, len(self._ends)), -1)
+        first[shards[::-1]] = batches[::-1]  # of several the last one stays
+        last[shards] = batches
+        return first, last
 
     def _among_chosen(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         return positions if self._chosen is None else positions[self._chosen[positions]]

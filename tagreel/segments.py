@@ -52,7 +52,8 @@ def write_segments(
     if segments < 1:
         raise RecipeError(f"--segments is {segments}; expected at least 1")
     out.mkdir(parents=True, exist_ok=True)
-    targets = [out / _name(path, segments) for path in source.paths]
+    versions = source.versions()
+    targets = [out / _name(*shard, segments) for shard in zip(source.paths, versions, strict=True)]
     for stranger in sorted(set(out.glob("*.npz")) - set(targets)):
         raise RecipeError(
             f"--out {out}: holds {stranger.name}, which is not of these files and this number of segments; "
@@ -62,7 +63,7 @@ def write_segments(
     videos = kept = done = 0
     for number, (path, target) in enumerate(zip(source.paths, targets, strict=True)):
         done += source.counts[number]
-        if target.exists() and os.stat(target).st_mtime_ns > os.stat(path).st_mtime_ns:
+        if target.exists() and ("://" in path or os.stat(target).st_mtime_ns > int(versions[number])):
             kept += 1
         else:
             examples = _readable(source.open(number), source.counts[number], damaged, skip_damaged)
@@ -75,9 +76,13 @@ def write_segments(
     return Segments(files=len(source.paths), videos=videos, kept=kept, damaged=damaged)
 
 
-def _name(path: str, segments: int) -> str:
-    """The same for the same shard and number of segments, whatever is read beside it."""
-    digest = hashlib.blake2b(f"{segments}\0{os.path.realpath(path)}".encode(), digest_size=4).hexdigest()
+def _name(path: str, version: str, segments: int) -> str:
+    """The same for the same shard and number of segments, whatever is read beside it.
+
+    One in a store has no time to compare, and another name with other content.
+    """
+    place = f"{path}\0{version}" if "://" in path else os.path.realpath(path)
+    digest = hashlib.blake2b(f"{segments}\0{place}".encode(), digest_size=4).hexdigest()
     return f"{Path(path).name.split('.')[0]}-{digest}.npz"
 
 

@@ -255,6 +255,31 @@ def test_the_fingerprint_tells_other_data_but_not_another_place(folder, tmp_path
     assert Source(moved).fingerprint() != before
 
 
+def test_sizes_and_versions_follow_the_files(folder):
+    source = Source(folder)
+    assert source.sizes() == [os.path.getsize(path) for path in source.paths]
+    before = source.versions()
+    os.utime(folder / "c", ns=(0, int(before[1]) + 1))
+    (folder / "d.npz").unlink()
+    after = source.versions()
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, False, True]
+    assert source.sizes()[2] == -1
+
+
+def test_progress_is_told_of_every_file(folder):
+    told: list[tuple[int, int]] = []
+    Source(folder, progress=lambda done, of: told.append((done, of)))
+    assert told == [(number, 5) for number in range(1, 6)], "four shards and the notes"
+
+
+def test_fetching_ahead_is_nothing_for_local_files(folder):
+    def needs() -> None:
+        raise AssertionError("nobody asks")
+
+    with Source(folder).fetching(needs) as done:
+        done(0)
+
+
 def test_options_reach_the_readers(folder):
     content = bytearray((folder / "b.tfrecord").read_bytes())
     content[-8] ^= 1

@@ -15,6 +15,7 @@ from tagreel.display import progress
 from tagreel.errors import RecipeError
 
 if TYPE_CHECKING:
+    from tagreel.distributed import Ranks
     from tagreel.loop import Outcome
     from tagreel.model import Model
     from tagreel.recipe import Ensemble, Recipe
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 SOURCES_HELP = (
     "Feature files: TFRecord shards (YouTube-8M video, frame or segment level, AudioSet; plain or .gz), "
-    ".arrow or .npz; files, folders, quoted globs. May be given several times."
+    ".arrow or .npz; files, folders, quoted globs, and URLs of them (s3://, https://). May be given several "
+    "times."
 )
 LISTED = 100
 """Damaged records that a command lists, of those it left out."""
@@ -179,7 +181,8 @@ def source_of(
     """The feature files; says which of the files found are none."""
     from tagreel.source import Source
 
-    source = Source(paths, check_crc=check_crc, whole_videos=whole_videos)
+    with progress("looking at", unit="files") as advance:
+        source = Source(paths, check_crc=check_crc, whole_videos=whole_videos, progress=advance)
     # What lies beside features by rights is no surprise: reports, projections, names of tags.
     ignored = [path for path in source.ignored if not path.endswith((".json", ".safetensors", ".txt"))]
     if ignored and say is not None:
@@ -229,9 +232,11 @@ def report_on(
     best: dict[str, float] | None = None,
     damaged: list[str] | None = None,
     foreign: bool = False,
+    ranks: Ranks | None = None,
 ) -> Report:
     """Evaluate a run's checkpoint, or predictions of `label_names`; `damaged` takes what was left out."""
     from tagreel.checkpoint import facts, find
+    from tagreel.distributed import ALONE
     from tagreel.evaluate import evaluate as evaluate_model
     from tagreel.evaluate import make_report, scoring_loader
     from tagreel.log import read_log
@@ -255,6 +260,7 @@ def report_on(
         threads=threads,
         skip_damaged=skip_damaged,
         foreign=foreign,
+        ranks=ranks or ALONE,
     )
     with progress("evaluating", len(source)) as advance:
         result = evaluate_model(model, loader, device=pick_device(device), on_batch=advance)

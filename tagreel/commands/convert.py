@@ -48,6 +48,10 @@ def convert(
     from tagreel.convert import convert as convert_source
 
     say = printer(as_json)
+    if ":/" in out.as_posix()[2:]:  # a Path of s3://x is s3:/x
+        raise RecipeError(
+            f"--out {out}: expected a local folder; upload it then, with `aws s3 sync` or the like"
+        )
     try:
         size = parse_size(shard_size)
     except RecipeError:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -97,6 +97,23 @@ class Arrow:
             return sum(_counts(metadata) or ()) or None
         except Exception:  # pyarrow meets garbage with a dozen kinds of exception
             return None
+
+    @classmethod
+    def glance(cls, file: BinaryIO) -> tuple[int, list[str] | None, Provenance | None] | None:
+        """How many videos a file has, its class names and provenance, read from its end alone.
+
+        None where that does not say how many: damaged, not of ours, or no Arrow file.
+        """
+        try:
+            opened = ipc.open_file(pa.PythonFile(file, mode="r"))
+            _, metadata = opened.get_batch_with_custom_metadata(opened.num_record_batches - 1)
+            counts, about = _counts(metadata), _about(opened.schema)
+            provenance = _provenance(opened.schema, about.get("provenance"))
+        except Exception:  # pyarrow meets garbage with a dozen kinds of exception
+            return None
+        if counts is None or len(counts) != opened.num_record_batches - 1:
+            return None
+        return sum(counts), about.get("label_names"), provenance
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._ends else 0
