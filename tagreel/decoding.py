@@ -1,7 +1,7 @@
 """A video or sound file to its pictures and its sound, second by second, on one clock.
 
 Files come from strangers and decoders have bugs, so each file is decoded in a child process of its own
-(`_decoder.py`), without network, in bounded time and memory. What happens to it there is at worst one
+(`_decoder/`), without network, in bounded time and memory. What happens to it there is at worst one
 `DataError` here.
 
 Second t is [t, t + 1) of the time that a player shows: 0 is where the first picture or sound of the file
@@ -47,7 +47,7 @@ SECONDS = 16
 STDIN = "-"
 # What Python and FFmpeg need before they have read a byte.
 LEAST_MEMORY = 256 << 20
-_CHILD = Path(__file__).with_name("_decoder.py")
+_CHILD = Path(__file__).parent / "_decoder" / "__main__.py"
 
 
 @dataclass(frozen=True)

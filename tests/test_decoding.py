@@ -19,7 +19,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tagreel import _decoder, decoding
+import tagreel
+from tagreel import decoding
+from tagreel._decoder import pictures, program, stamps
+from tagreel._decoder.pipe import Pipe
+from tagreel._decoder.refusal import RefusedError
 from tagreel.decoding import Limits, Pictures, Piece, Sound, decode
 from tagreel.errors import DataError, RecipeError
 
@@ -520,7 +524,7 @@ def test_spliced_streams_go_on_where_they_were_spliced(tmp_path):
 
 def test_the_tracks_of_spliced_parts_stay_together():
     """Sound that lasts 80 ms longer than the pictures, 500 times; each part has a clock of its own."""
-    splices = _decoder.Splices()
+    splices = stamps.Splices()
     for part in range(500):
         start = 90_000 * 1000 * (part % 2)
         begins = {}
@@ -580,21 +584,34 @@ def a_track(**changes: Any) -> SimpleNamespace:
 def test_what_counts_as_the_whole(changes, end, declared, words):
     given = ([a_track(), a_track(**changes)], Fraction(end), None if declared is None else Fraction(declared))
     if words is None:
-        _decoder.check(*given)
+        program.check(*given)
     else:
-        with pytest.raises(_decoder.RefusedError, match=words):
-            _decoder.check(*given)
+        with pytest.raises(RefusedError, match=words):
+            program.check(*given)
+
+
+def test_the_child_loads_nothing_else_of_tagreel(tmp_path):
+    request = {"path": str(tmp_path / "none"), "video": None, "audio": None}
+    request["limits"] = {"memory": 1 << 30, "seconds": 9, "threads": 1}
+    command = [sys.executable, "-P", "-X", "importtime", str(decoding._CHILD), json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env={})
+    assert "No such file" in done.stdout
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    ours = {name for name in loaded if name.split(".")[0] == "tagreel"}
+    modules = {path.stem for path in decoding._CHILD.parent.glob("[!_]*.py")}
+    assert ours == {"tagreel._decoder"} | {f"tagreel._decoder.{name}" for name in modules}
+    assert not loaded & {"torch", "numpy"}
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux")
 def test_the_child_has_no_network():
-    code = "import os, socket, sys, _decoder; _decoder.confine(1 << 30)\n"
+    code = "import os, socket, sys; from tagreel._decoder.program import confine; confine(1 << 30)\n"
     code += "print(os.readlink('/proc/self/ns/net'))\n"
     code += "try: socket.create_connection(('127.0.0.1', int(sys.argv[1])), 2); print('open')\n"
     code += "except OSError: print('closed')"
     with socket.create_server(("127.0.0.1", 0)) as server:
         command = [sys.executable, "-c", code, str(server.getsockname()[1])]
-        environment = {**os.environ, "PYTHONPATH": str(Path(_decoder.__file__).parent)}
+        environment = {**os.environ, "PYTHONPATH": str(Path(tagreel.__file__).parents[1])}
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     namespace, reached = done.stdout.split()
     if namespace == os.readlink("/proc/self/ns/net"):
@@ -1070,7 +1087,7 @@ class WithUnnamedSideData:
 
 @pytest.mark.parametrize("degrees", [0, 90, 180, -180, -90])
 def test_a_turn_is_known_beside_side_data_without_a_name(degrees):
-    transposed, upside_down, mirrored = _decoder.orientation(WithUnnamedSideData(degrees))
+    transposed, upside_down, mirrored = pictures.orientation(WithUnnamedSideData(degrees))
     picture = corners()
     found = picture.transpose(1, 0, 2) if transposed else picture
     found = found[::-1] if upside_down else found
@@ -1109,9 +1126,7 @@ def test_standard_input_gives_what_the_file_gives(tmp_path):
 
 
 def test_what_all_demuxers_have_read_of_a_pipe_is_forgotten():
-    from tagreel import _decoder
-
-    pipe = _decoder.Pipe(io.BytesIO(bytes(range(250)) * 100))
+    pipe = Pipe(io.BytesIO(bytes(range(250)) * 100))
     probe, first, second = pipe.open(), pipe.open(), pipe.open()
     assert probe.read(400) == first.read(400) == (bytes(range(250)) * 2)[:400]
     pipe.keep([first, second])

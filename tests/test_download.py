@@ -25,20 +25,12 @@ from pathlib import Path
 import pytest
 
 from tagreel import download as module
-from tagreel.download import (
-    ARCHIVE,
-    STATE,
-    Downloaded,
-    File,
-    Progress,
-    audioset,
-    download,
-    estimate,
-    parse_shard,
-    unpack,
-    youtube8m,
-)
+from tagreel import official, web
+from tagreel import unpack as unpacking
+from tagreel.download import STATE, Downloaded, File, Progress, download, estimate
 from tagreel.errors import DataError, RecipeError
+from tagreel.official import ARCHIVE, audioset, parse_shard, youtube8m
+from tagreel.unpack import unpack
 from tests.conftest import REPOSITORY
 
 Behaviour = Callable[["Handler", bytes], None]
@@ -175,8 +167,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PAUSE", 0.002)
-    monkeypatch.setattr(module, "TIMEOUT", 0.3)
+    monkeypatch.setattr(web, "PAUSE", 0.002)
+    monkeypatch.setattr(web, "TIMEOUT", 0.3)
 
 
 def noise(name: str, size: int = 200_000) -> bytes:
@@ -270,7 +262,7 @@ def test_segments_are_of_2019_and_bring_their_classes(server):
 def test_official_addresses(monkeypatch, server):
     asked = []
     monkeypatch.setattr(
-        module, "_read_plan", lambda url, *_: asked.append(url) or {"trainab.tfrecord": "0" * 32}
+        official, "_read_plan", lambda url, *_: asked.append(url) or {"trainab.tfrecord": "0" * 32}
     )
     files = youtube8m(splits=["train"], mirror="asia")
     assert asked == ["https://storage.googleapis.com/data.yt8m.org/2/download_plans/frame_train.json"]
@@ -369,7 +361,7 @@ def test_a_connection_that_drops_at_random_is_taken_up_where_it_was(server, tmp_
 
 def test_it_has_more_patience_than_tries_while_there_is_progress(server, tmp_path):
     file = put(server, "f")
-    server.next["/f"] = [serve(stop_at=5_000) for _ in range(3 * module.TRIES)]
+    server.next["/f"] = [serve(stop_at=5_000) for _ in range(3 * web.TRIES)]
     only(server, file, tmp_path)
 
 
@@ -497,9 +489,9 @@ def test_what_cannot_be_had_is_told_and_the_rest_fetched(server, tmp_path):
     assert {path: str(error).removeprefix(server.url) for path, error in done.failed.items()} == {
         "a": "/a: the server says 404 Not Found",
         "b": "/b: the server says 403 Forbidden",
-        "c": f"/c: gave up after {module.TRIES} tries: the server says 503 Service Unavailable",
+        "c": f"/c: gave up after {web.TRIES} tries: the server says 503 Service Unavailable",
     }
-    assert [len(server.gets(f"/{name}")) for name in "abc"] == [1, 1, module.TRIES]
+    assert [len(server.gets(f"/{name}")) for name in "abc"] == [1, 1, web.TRIES]
 
 
 def test_a_server_that_never_gets_on_is_given_up(server, tmp_path):
@@ -603,7 +595,7 @@ def test_a_full_disk_ends_the_other_threads_as_well(server, tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(module, "PAUSE", 60)
+    monkeypatch.setattr(web, "PAUSE", 60)
     began = time.monotonic()
     with pytest.raises(DataError, match="No space left on device"):
         download(files, tmp_path)
@@ -697,7 +689,7 @@ def test_an_archive_is_unpacked_once(archive, monkeypatch):
     (out / spoilt).write_bytes(b"x" * len(CLIPS[spoilt]))
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.tfrecord") if path != out / spoilt}
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_unpack", None)
+        patched.setattr(unpacking, "_unpack", None)
         assert unpack(archive, out) == 8, "by the sizes"
     assert unpack(archive, out, verify=True) == 8
     assert clips(out) == CLIPS

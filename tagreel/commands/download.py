@@ -65,7 +65,7 @@ def yt8m(
 
     Example: tagreel download yt8m --out yt8m --level video --shard 1,100
     """
-    from tagreel.download import SPLITS, parse_shard, youtube8m
+    from tagreel.official import SPLITS, parse_shard, youtube8m
 
     say = printer(as_json)
     part = parse_shard(shard)
@@ -102,8 +102,9 @@ def audioset(
 
     Example: tagreel download audioset --out audioset --mirror eu
     """
-    from tagreel.download import ARCHIVE, unpack
-    from tagreel.download import audioset as files_of_audioset
+    from tagreel.official import ARCHIVE
+    from tagreel.official import audioset as files_of_audioset
+    from tagreel.unpack import unpack
 
     say = printer(as_json)
     files = files_of_audioset(mirror=mirror, base=base)

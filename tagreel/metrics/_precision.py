@@ -9,13 +9,15 @@ of positives, ranked or not. Equal scores thus count together, as in scikit-lear
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
+Number = TypeVar("Number", np.float32, np.int64)
 
-def average_precision(
-    scores: NDArray[np.float32], positives: NDArray[np.float32], num_positives: int
-) -> float:
+
+def average_precision(scores: NDArray[Number], positives: NDArray[Number], num_positives: int) -> float:
     """The average precision of a ranking, in [0, 1]; 0 where there is no positive.
 
     `scores` are those of all ranked pairs, `positives` those of the positive among them, each in any order.
@@ -25,9 +27,7 @@ def average_precision(
     return float(np.sum(found / above) / num_positives) if num_positives else 0.0
 
 
-def ranks(
-    scores: NDArray[np.float32], positives: NDArray[np.float32]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def ranks(scores: NDArray[Number], positives: NDArray[Number]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each positive, best first: how many pairs, and how many positives, score at least as much."""
     if not len(positives):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -49,4 +49,5 @@ def by_class(classes: NDArray[np.int32], num_classes: int) -> tuple[NDArray[np.i
     """The order that sorts pairs by class, and where each class begins and ends in it (num_classes + 1,)."""
     bounds = np.zeros(num_classes + 1, np.int64)
     np.cumsum(np.bincount(classes, minlength=num_classes), out=bounds[1:])
-    return np.argsort(classes, kind="stable"), bounds
+    small = num_classes <= 2**16  # then NumPy sorts by digits, six times as fast
+    return np.argsort(classes.astype(np.uint16) if small else classes, kind="stable"), bounds

@@ -84,9 +84,12 @@ class Scored:
         # Block by block, so that checking, counting and ranking read the memory once between them.
         flat, classes = [np.zeros(0, np.int64)], []
         for rows in self._blocks():
-            _refuse_nan("scores", self.scores, rows)
-            _refuse_nan("labels", self.labels, rows)
-            flat.append(_positives(self.labels[rows]) + rows.start * self.num_classes)
+            if torch.isnan(self.scores[rows].amax()):
+                raise _nan("scores", self.scores)
+            positives = _positives(self.labels[rows])
+            if positives is None:
+                raise _nan("labels", self.labels)
+            flat.append(positives + rows.start * self.num_classes)
             classes.append(_rank(self.scores[rows], min(_SHARED_DEPTH, self.num_classes)))
         videos, ids = np.divmod(np.concatenate(flat), self.num_classes)
         self.positives = videos, ids
@@ -145,40 +148,42 @@ def top_device(scores: Tensor, k: int) -> Tensor:
 
 
 def top_cpu(scores: Tensor, k: int) -> Tensor:
-    """The k best classes (B, k) of each video; on a CPU some four times as fast as `torch.topk`.
+    """The k best classes (B, k) of each video; on a CPU a third faster than `torch.topk`.
 
     The classes are dealt into groups, and each group's maximum is a score of the video, so the k-th largest
     maximum is a lower bound of the k-th best score. Few scores reach it, and only those are sorted.
     """
     B, C = scores.shape
     groups = 32 * -(-k // 5)  # at least 6 a class that is sought; a multiple of the vector width
-    if 2 * groups > C:
-        return torch.from_numpy(_descending(scores.numpy())[:, :k])
-    maxima = scores[:, : C // groups * groups].view(B, -1, groups).amax(dim=1)
-    bound = np.partition(maxima.numpy(), groups - k, axis=1)[:, groups - k]
     values = scores.numpy()
-    flat = np.flatnonzero(values >= bound[:, None])
+    if 2 * groups > C:
+        flat = np.arange(B * C)
+    else:
+        maxima = scores[:, : C // groups * groups].view(B, -1, groups).amax(dim=1)
+        bound = np.partition(maxima.numpy(), groups - k, axis=1)[:, groups - k]
+        flat = _places(values >= bound[:, None])
     rows = flat // C
-    counts = np.bincount(rows, minlength=B)
-    crowded = np.flatnonzero(counts > 4 * k)  # many equal scores: such a video is sorted whole
-    if len(crowded):
-        sparse = (counts <= 4 * k)[rows]
-        flat, rows = flat[sparse], rows[sparse]
-        counts[crowded] = 0
-    column = np.arange(len(flat)) - (np.cumsum(counts) - counts)[rows]
-    width = max(k, int(counts.max()))
-    # The padding comes last in its row, so that a stable sort leaves it behind even a score of -inf.
-    best = np.full((B, width), -np.inf, dtype=np.float32)
-    best[rows, column] = values.ravel()[flat]
-    classes = np.zeros((B, width), dtype=np.int64)
-    classes[rows, column] = flat - rows * C
-    top = np.take_along_axis(classes, _descending(best)[:, :k], axis=1)
-    top[crowded] = _descending(values[crowded])[:, :k]
-    return torch.from_numpy(top)
+    # Video, score and class are sorted as one integer, several times as fast as by an order of places.
+    bits = C.bit_length()
+    keys = (rows << 32) + (~ordered(values.ravel()[flat]) + 2**31)
+    keys = np.sort((keys << bits) + (flat - rows * C))
+    first = np.searchsorted(rows, np.arange(B))
+    return torch.from_numpy(keys[first[:, None] + np.arange(k)] & ((1 << bits) - 1))
 
 
-def _descending(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    return np.argsort(-values, axis=1, kind="stable")
+def ordered(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Integers from -2^31 to 2^31 in the order of the scores; -0.0 equals 0.0."""
+    bits = (scores + np.float32(0)).view(np.int32).astype(np.int64)
+    return np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def _places(true: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """`np.flatnonzero`, twice as fast where few are true: it looks at eight at a time."""
+    flat = true.ravel()
+    whole = len(flat) // 8 * 8
+    words = np.flatnonzero(flat[:whole].view(np.uint64) != 0)
+    within = np.flatnonzero(flat[:whole].reshape(-1, 8)[words])
+    return np.concatenate([words[within >> 3] * 8 + (within & 7), whole + np.flatnonzero(flat[whole:])])
 
 
 def _tensor(values: Array) -> Tensor:
@@ -187,15 +192,18 @@ def _tensor(values: Array) -> Tensor:
     return torch.as_tensor(values).detach()
 
 
-def _positives(labels: Tensor) -> NDArray[np.int64]:
-    """The places of the positive labels in the flattened matrix."""
-    if labels.is_cpu and labels.dtype != torch.bfloat16:
-        return np.flatnonzero(labels.numpy() > 0)  # torch takes five times as long
-    return (labels > 0).view(-1).nonzero().view(-1).cpu().numpy()
+def _positives(labels: Tensor) -> NDArray[np.int64] | None:
+    """The places of the positive labels in the flattened matrix; None where a label is NaN."""
+    if not labels.is_cpu:
+        nan = labels.is_floating_point() and bool(labels.isnan().any())
+        return None if nan else (labels > 0).view(-1).nonzero().view(-1).cpu().numpy()
+    values = (labels.float() if labels.dtype == torch.bfloat16 else labels).numpy()
+    flat = _places(values != 0)  # torch takes five times as long
+    found = values.ravel()[flat]
+    return None if np.isnan(found).any() else flat[found > 0]
 
 
-def _refuse_nan(name: str, values: Tensor, rows: slice) -> None:
-    if values.is_floating_point() and torch.isnan(values[rows].amax()):
-        where = torch.isnan(values).nonzero()
-        video, label = where[0].tolist()
-        raise ValueError(f"{name}: {len(where):,} are NaN; the first is class {label} of video {video}")
+def _nan(name: str, values: Tensor) -> ValueError:
+    where = torch.isnan(values).nonzero()
+    video, label = where[0].tolist()
+    return ValueError(f"{name}: {len(where):,} are NaN; the first is class {label} of video {video}")

@@ -11,7 +11,9 @@ probability would put them into one bin, so the edges are equal steps of the log
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tagreel.metrics._options import at_least_one, same_options
 from tagreel.metrics._scored import Array, Scored
@@ -19,6 +21,9 @@ from tagreel.metrics._scored import Array, Scored
 # The upper 18 bits of a float32, sign excluded: a fine histogram whose cells are 1/512 of their octave.
 _LOW_BITS = 14
 _CELLS = (int(np.float32(1).view(np.int32)) >> _LOW_BITS) + 1
+# The lower bits of a block of pairs sum up to less than this.
+_BLOCK = 2**19
+_LOW_SUMS = _BLOCK << _LOW_BITS
 # Outside of these logits, 6e-6 and 0.9975, there is one bin each.
 _FIRST_LOGIT, _LAST_LOGIT = -12.0, 6.0
 
@@ -55,16 +60,16 @@ class Calibration:
                 f"calibration is of probabilities, 0 to 1; found scores from {low:g} to {high:g}; "
                 "are they logits? take their sigmoid"
             )
-        rows = max(1, 2**20 // scored.num_classes)
-        for start in range(0, len(scored), rows):
-            bits = _bits(scored.scores[start : start + rows].cpu().numpy())
-            cells = bits >> _LOW_BITS
-            self._pairs += np.bincount(cells, minlength=_CELLS)
-            # float64 weights, but whole numbers below 2^53
-            low_sums = np.bincount(cells, weights=bits & (2**_LOW_BITS - 1), minlength=_CELLS)
-            self._low += low_sums.astype(np.int64)
-        cells = _bits(scored.positive_scores) >> _LOW_BITS
-        self._positives += np.bincount(cells, minlength=_CELLS)
+        scores = scored.scores.cpu().view(-1)
+        for start in range(0, len(scores), _BLOCK):
+            bits = _bits(scores[start : start + _BLOCK])
+            # One pass counts the pairs and sums their lower bits: float64, but whole numbers up to 2^53.
+            weights = (bits & (2**_LOW_BITS - 1)).double().add_(_LOW_SUMS)
+            sums = torch.bincount(bits >> _LOW_BITS, weights, _CELLS).numpy().astype(np.int64)
+            self._pairs += sums // _LOW_SUMS
+            self._low += sums % _LOW_SUMS
+        cells = _bits(torch.from_numpy(scored.positive_scores)) >> _LOW_BITS
+        self._positives += torch.bincount(cells, minlength=_CELLS).numpy()
 
     def merge(self, other: Calibration) -> None:
         """Counts the videos of another one as well."""
@@ -111,6 +116,6 @@ class Calibration:
         return totals[0].astype(np.float64), totals[1].astype(np.int64), totals[2].astype(np.int64)
 
 
-def _bits(scores: NDArray[np.float32]) -> NDArray[np.int32]:
-    """The bits of non-negative scores as integers of the same order (-0.0 becomes 0)."""
-    return np.abs(scores).ravel().view(np.int32)
+def _bits(scores: Tensor) -> Tensor:
+    """The bits of non-negative float32 scores as integers of the same order (-0.0 becomes 0)."""
+    return scores.abs().view(torch.int32)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tagreel.metrics._options import at_least_one, one_of, same_options
 from tagreel.metrics._pool import Pool
 from tagreel.metrics._precision import average_precision, ranks
-from tagreel.metrics._scored import Array, Scored
+from tagreel.metrics._scored import Array, Scored, ordered
 
 
 class GlobalAveragePrecision:
@@ -107,9 +107,8 @@ def _starter_average_precision(
     """
     if not num_positives or not len(scores):
         return 0.0
-    # One integer orders as the tuple (score, label) does and is a third of its size; -0.0 equals 0.0.
-    bits = scores.view(np.int32).astype(np.int64)
-    keys = np.where(bits < 0, -(bits & 0x7FFFFFFF), bits) * 2 + hits
+    # One integer orders as the tuple (score, label) does and is a third of its size.
+    keys = ordered(scores) * 2 + hits
     heap: list[int] = []
     for key in keys.tolist():
         heapq.heappush(heap, key)

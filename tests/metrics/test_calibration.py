@@ -87,3 +87,12 @@ def test_options_that_do_not_fit_are_named():
         Calibration(bins=0)
     with pytest.raises(ValueError, match="cannot merge bins=10 into bins=20"):
         Calibration().merge(Calibration(bins=10))
+
+
+def test_the_sums_of_full_blocks_are_exact():
+    below_1 = np.nextafter(np.float32(1), np.float32(0))  # all of its lower bits are ones
+    metric = Calibration(bins=3)
+    metric.update(np.full((1100, 1000), below_1), np.ones((1100, 1000), bool))
+    mean, frequency, count = metric.curve()
+    assert count.tolist() == [0, 0, 1_100_000]
+    assert (mean[2], frequency[2]) == (float(below_1), 1.0)

@@ -68,3 +68,10 @@ def test_positives_are_listed_by_video_then_class_with_their_scores():
     assert classes.tolist() == [0, 2, 1]
     assert scored.positive_scores.tolist() == pytest.approx([0.1, 0.3, 0.5])
     assert [ids.tolist() for ids in scored[np.array([1])].positives] == [[0], [1]]
+
+
+def test_minus_zero_equals_zero():
+    scores = torch.full((2, 900), -1.0)
+    scores[0, 300], scores[0, 500] = -0.0, 0.0
+    scores[1, 300], scores[1, 500] = 0.0, -0.0
+    assert top_cpu(scores, 2).tolist() == [[300, 500], [300, 500]]
