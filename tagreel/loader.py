@@ -81,20 +81,23 @@ class Loader:
         """Batches an epoch, on every rank the same."""
         return -(-self.examples // self.batch_size)
 
-    def epoch(self, epoch: int = 0, *, start: int = 0, empty: bool = False) -> Iterator[tuple[int, Batch]]:
-        """The batches of an epoch from number `start` on, each with its number.
+    def epoch(
+        self, epoch: int = 0, *, start: int = 0, stop: int | None = None, empty: bool = False
+    ) -> Iterator[tuple[int, Batch]]:
+        """The batches of an epoch from number `start` on, to before `stop`, each with its number.
 
         One in which every record is damaged, on every rank, is left out unless `empty`.
         """
         ahead = max(self.ahead, self.threads)
+        numbers = range(start, len(self) if stop is None else min(stop, len(self)))
         with (
-            self.source.fetching(partial(self._needs, epoch, start)) as done,
+            self.source.fetching(partial(self._needs, epoch, numbers)) as done,
             ThreadPoolExecutor(self.threads, thread_name_prefix="tagreel-loader") as pool,
         ):
             pending: deque[Future[Batch]] = deque()
-            upcoming = iter(range(start, len(self)))
+            upcoming = iter(numbers)
             try:
-                for index in range(start, len(self)):
+                for index in numbers:
                     while len(pending) <= ahead and (number := next(upcoming, None)) is not None:
                         pending.append(pool.submit(self.batch, epoch, number))
                     began = time.perf_counter()
@@ -154,11 +157,12 @@ class Loader:
         self._order = (epoch, order)
         return order
 
-    def _needs(self, epoch: int, start: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Of each shard the first and the last batch, from `start` on, that has any of it; -1 for none."""
-        order = self._epoch_order(epoch)[start * self.batch_size :]
+    def _needs(self, epoch: int, numbers: range) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of each shard the first and the last of these batches that has any of it; -1 for none."""
+        start, stop = numbers.start * self.batch_size, numbers.stop * self.batch_size
+        order = self._epoch_order(epoch)[start:stop]
         shards = np.searchsorted(self._ends, order, side="right")
-        batches = start + np.arange(len(order)) // self.batch_size
+        batches = numbers.start + np.arange(len(order)) // self.batch_size
         first, last = np.full((2, len(self._ends)), -1)
         first[shards[::-1]] = batches[::-1]  # of several the last one stays
         last[shards] = batches

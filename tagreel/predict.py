@@ -1,36 +1,40 @@
 """What a model predicts, written to a file: a row a video or a segment, or a ranking of segments a class.
 
-Rows are first written in parts of a fixed number of batches, into a folder beside the output. A run that was
-killed starts again behind its last whole part; at the end the parts become one file, under a temporary name
-that is then renamed. For a ranking a part holds what was then among a class's best, and what came later can
-only have displaced it.
+Rows are first written in parts of a fixed number of batches, into a folder beside the output (`Parts`); at
+the end the parts become one file. A part depends on the model, the data and its number alone, so that the
+file is the same to the byte by however many processes or machines it was made, and however often they were
+killed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from tagreel.batch import Batch
-from tagreel.errors import DataError, RecipeError
-from tagreel.files import read_json, write_json, written_whole
+from tagreel.errors import DataError, RecipeError, TagreelError
+from tagreel.folding import fold
 from tagreel.loader import Loader
-from tagreel.model import Model, top_classes
-from tagreel.predictions import FORMATS, RANKED, line_error, table, write, write_ranking
-from tagreel.ranking import Ranking, cut
+from tagreel.model import Model
+from tagreel.predict_parts import Parts
+from tagreel.predict_rows import Ranked, Tagged
+from tagreel.predictions import FORMATS, RANKED, line_error, table
+from tagreel.ranking import cut
+from tagreel.recorded import Recorded
+from tagreel.remote import is_url
 from tagreel.sampling import view
 from tagreel.tags import TagSet
 
@@ -44,17 +48,21 @@ _NO_ROWS = table([], *(np.zeros(0, np.int64),) * 3)
 class Prediction:
     """What `predict` wrote.
 
-    `rows` videos, or segments of them, of which `resumed` were left by an earlier, killed run; `damaged`
-    lists the records that could not be read.
+    `rows` videos, or segments of them, of which an earlier, killed run had left `resumed`; `damaged` lists
+    the records that could not be read. This run scored `videos`, and for `waiting` of its time, 0 to 1, the
+    model, wherever it ran, waited for data. If not `whole`, others have parts left to make, and there is no
+    file yet.
     """
 
     path: Path
     rows: int
     resumed: int
     damaged: list[str]
+    videos: int
+    waiting: float
+    whole: bool
 
 
-@torch.inference_mode()
 def predict(
     model: Model,
     loader: Loader,
@@ -67,6 +75,9 @@ def predict(
     per_class: int | None = None,
     tags: TagSet | None = None,
     threshold: bool = False,
+    part: tuple[int, int] = (1, 1),
+    engine: Literal["local", "ray"] = "local",
+    precision: str = "float32",
     on_batch: Callable[[int], None] | None = None,
 ) -> Prediction:
     """Write the `top_k` tags (20) of every video of the loader to `out`, whose ending says the format.
@@ -82,6 +93,12 @@ def predict(
     each scored as the model reads a video of as many, and named `video:start`. There .csv is 2019's ranking,
     `Class,Segments`: the `per_class` best (100,000) of every class, in descending order. Raises `RecipeError`
     for another ending, and for options that do not fit.
+
+    The same call goes on where one was stopped. As `part` (i, n) only the i-th of n equal shares of the work
+    is done, by processes that see the same `out`; the last one makes the file. With Ray as `engine` parts are
+    made by the workers of a cluster that see the same folders, each on `loader.threads` cores or, where
+    `device` is a GPU, on one of those. The model predicts folded, in `precision` (`tagreel.folding`).
+    `on_batch` is told how many videos of the share are done.
     """
     ranked = segments is not None and out.suffix == ".csv"
     _check_options(out, top_k=top_k, segments=segments, per_class=per_class, ranked=ranked)
@@ -94,53 +111,41 @@ def predict(
         )
     if segments is not None and not model.features:
         raise RecipeError("--segments cuts frames, and this model looks at none")
-    model.eval()
     listed = np.arange(model.classes) if only is None else np.unique(only)
-    settings = [top_k or TOP_K, listed.tolist(), segments, (per_class or RANKED) if ranked else None]
+    ranking = (per_class or RANKED) if ranked else None
+    settings: list[object] = [top_k or TOP_K, listed.tolist(), segments, ranking, precision]
     if tags is not None:
         settings += [repr(tags.tags), threshold]
     output = (
-        _Ranked(listed, per_class or RANKED)
+        Ranked(listed, per_class or RANKED)
         if ranked
-        else _Tagged(listed, top_k or TOP_K, model.label_names, tags=tags, threshold=threshold)
+        else Tagged(listed, top_k or TOP_K, model.label_names, tags=tags, threshold=threshold)
     )
-    parts = _Parts(out, _fingerprint(model, loader, settings))
-    output.resume(parts)
-    batches_per_part = max(PART_VIDEOS // (loader.batch_size * (_SEGMENTS if segments else 1)), 1)
-    resumed = parts.rows()
-    tables: list[pa.Table] = []
-    damaged: list[str] = []
-
-    def finish_part() -> None:
-        parts.add(pa.concat_tables([_NO_ROWS, *tables]), damaged)
-        tables.clear()
-        damaged.clear()
-
-    start = part = len(parts)
-    for index, batch in loader.epoch(start=start * batches_per_part, empty=True):
-        if index // batches_per_part > part:
-            finish_part()
-            part += 1
-        damaged += map(str, batch.damaged)
-        if segments is not None and index == 0:
-            _check_frames(batch, str(loader.source.paths[0]))
-        for shown in _shown(model, batch.to(device), segments, at_once=loader.batch_size):
-            scores = model.probabilities(shown)
-            if scores.isnan().any():
-                raise RecipeError("the model's scores are NaN; its weights cannot be used")
-            tables.append(output.rows(shown.ids, scores))
-        if on_batch is not None:
-            on_batch(min((index + 1) * loader.batch_size, len(loader.source)))
-    if part < -(-len(loader) // batches_per_part):
-        finish_part()
-    listed_damage, done = parts.damaged(), parts.rows()
-    if not done:
+    size = _part_size(loader, segments)
+    parts = Parts(out, run=_fingerprint(model, loader, settings), count=-(-len(loader) // size))
+    work = _Work(fold(model, precision), loader, parts, output, device, segments, size)
+    try:
+        resumed, videos, waiting = _make(work, part, engine, on_batch)
+    except TagreelError:
+        parts.remove_empty()
+        raise
+    found = [there for number in range(parts.count) if (there := parts.find(number)) is not None]
+    rows = sum(each.rows for each in found)
+    damaged = [error for each in found for error in each.damaged]
+    _check_damage(damaged, loader.skip_damaged)
+    whole = len(found) == parts.count
+    if whole and not rows:
         parts.remove()
         raise DataError("no record could be read", path=str(loader.source.paths[0]))
-    with written_whole(out) as temporary:
-        output.write(temporary, parts, out.suffix)
-    parts.remove()
-    return Prediction(path=out, rows=done, resumed=resumed, damaged=listed_damage)
+    if whole:
+        _assemble(output, parts, out)
+    return Prediction(out, rows, resumed, list(map(str, damaged)), videos, waiting, whole)
+
+
+def videos_of(loader: Loader, part: tuple[int, int], *, segments: int | None = None) -> int:
+    """How many videos the i-th of n shares of the work has, damaged ones counted."""
+    size = _part_size(loader, segments)
+    return _videos(loader, _share(-(-len(loader) // size), part), size)
 
 
 def read_classes(path: str | Path, *, classes: int) -> list[int]:
@@ -204,82 +209,241 @@ def _shown(model: Model, batch: Batch, segments: int | None, *, at_once: int) ->
         yield view(piece, sampler)
 
 
-class _Tagged:
-    """A file of rows: of each video the `top_k` best of the classes `only`, or of the tags made of them."""
+@dataclass(frozen=True)
+class _Step:
+    """Videos that are done, what of them was damaged, and in how many seconds, `waited` of them for data."""
 
-    def __init__(
-        self,
-        only: NDArray[np.int64],
-        top_k: int,
-        label_names: Sequence[str],
-        *,
-        tags: TagSet | None = None,
-        threshold: bool = False,
-    ) -> None:
-        self.only, self.names, self.tags = only, label_names, tags
-        self.thresholds = tags.thresholds if tags is not None and threshold else None
-        if tags is not None:
-            chosen = [np.isin(tag.classes, only).any() for tag in tags.tags]
-            self.only, self.names = np.flatnonzero(chosen), tags.names
-            if not len(self.only):
-                raise RecipeError("--only: no tag is made of any of these classes; --raw has them as trained")
-        self.top_k = min(top_k, len(self.only))
-
-    def rows(self, ids: Sequence[str], scores: Tensor) -> pa.Table:
-        """The rows of some videos with their scores (B, C)."""
-        if self.tags is not None:
-            scores = self.tags.apply(scores)
-        if self.thresholds is not None:
-            scores = scores.masked_fill(scores < self.thresholds.to(scores.device), -1.0)
-        if len(self.only) < scores.shape[1]:
-            scores = scores[:, torch.from_numpy(self.only).to(scores.device)]
-        best, classes = top_classes(scores, self.top_k)
-        shown = (best >= 0).cpu().numpy()
-        found = self.only[classes.cpu().numpy()][shown]
-        return table(ids, shown.sum(1), found, best.float().cpu().numpy()[shown], self.names)
-
-    def resume(self, parts: _Parts) -> None:
-        """Go on behind the rows of an earlier run, of which there is nothing to know."""
-
-    def write(self, path: Path, parts: _Parts, ending: str) -> None:
-        """Write all rows in the format that the ending says; of tags the labels would be no classes."""
-        write(path, parts.tables(), ending, labels=self.tags is None)
+    videos: int
+    damaged: list[DataError]
+    seconds: float
+    waited: float
 
 
-class _Ranked:
-    """A ranking: of each of the classes `only` its best segments, made of rows of what may be among them."""
+@dataclass
+class _Work:
+    """What makes parts, of `size` batches each."""
 
-    def __init__(self, only: NDArray[np.int64], per_class: int) -> None:
-        self.only, self._ranking = only, Ranking(len(only), per_class)
+    model: Model
+    loader: Loader
+    parts: Parts
+    output: Tagged | Ranked
+    device: torch.device
+    segments: int | None
+    size: int
 
-    def rows(self, ids: Sequence[str], scores: Tensor) -> pa.Table:
-        """The rows of some segments with their scores (B, C)."""
-        for name in ids:
-            if name.split() != [name]:
-                raise RecipeError(
-                    f"the video {name.rpartition(':')[0]!r} has a space in its id, by which a ranking parts "
-                    "segments; write .parquet or .jsonl"
-                )
-        found = scores.float().cpu().numpy()[:, self.only]
-        chosen = self._ranking.add(found)
-        classes = self.only[np.nonzero(chosen)[1]]
-        return table(ids, chosen.sum(1), classes, found[chosen])
+    def make(self, numbers: range) -> Iterator[_Step]:
+        """Make parts that follow each other, a step a batch."""
+        tables, damaged = [_NO_ROWS], []
+        began, waited = time.perf_counter(), self.loader.waited
+        start, stop = numbers.start * self.size, numbers.stop * self.size
+        for index, batch in self.loader.epoch(start=start, stop=stop, empty=True):
+            number, place = divmod(index, self.size)
+            if place == 0:
+                self.output.begin(number, self.parts)
+            if self.segments is not None and index == 0:
+                _check_frames(batch, str(self.loader.source.paths[0]))
+            tables += self._rows(batch)
+            damaged += batch.damaged
+            seconds, waiting = time.perf_counter() - began, self.loader.waited - waited
+            yield _Step(len(batch) + len(batch.damaged), batch.damaged, seconds, waiting)
+            began, waited = time.perf_counter(), self.loader.waited
+            if place == self.size - 1 or index == len(self.loader) - 1:
+                self.parts.add(number, pa.concat_tables(tables), damaged)
+                tables, damaged = [_NO_ROWS], []
 
-    def resume(self, parts: _Parts) -> None:
-        """Take in the rows of an earlier run."""
-        for piece in (p for rows in parts.tables() for p in rows.to_batches(max_chunksize=4096)):
-            labels, scores = (piece.column(name) for name in ("labels", "probabilities"))
-            segments = np.repeat(np.arange(len(piece)), pc.list_value_length(labels).to_numpy())
-            classes = np.searchsorted(self.only, labels.flatten().to_numpy())
-            found = np.zeros((len(piece), len(self.only)), np.float32)
-            found[segments, classes] = scores.flatten().to_numpy()
-            self._ranking.add(found)
+    @torch.inference_mode()
+    def _rows(self, batch: Batch) -> list[pa.Table]:
+        """The rows of a batch."""
+        tables = []
+        for shown in _shown(self.model, batch.to(self.device), self.segments, at_once=self.loader.batch_size):
+            scores = self.model.probabilities(shown)
+            if scores.isnan().any():
+                raise RecipeError("the model's scores are NaN; its weights cannot be used")
+            tables.append(self.output.rows(shown.ids, scores))
+        return tables
 
-    def write(self, path: Path, parts: _Parts, ending: str) -> None:
-        """Write what is left of all that was taken in; the parts say what the segments are called."""
-        ids = pa.concat_tables(parts.tables("id")).column("id").cast(pa.large_string()).combine_chunks()
-        best = zip(self.only.tolist(), self._ranking.best(), strict=True)
-        write_ranking(path, ((label, ids.take(pa.array(rows)).to_pylist()) for label, rows in best))
+
+def _make(
+    work: _Work, part: tuple[int, int], engine: str, on_batch: Callable[[int], None] | None
+) -> tuple[int, int, float]:
+    """Make what is missing of a share.
+
+    Returns how many rows were there, how many videos are done now, and for what share of the time the model
+    waited.
+    """
+    damaged: list[DataError] = []
+    missing, resumed, before = [], 0, 0
+    for number in _share(work.parts.count, part):
+        there = work.parts.find(number)
+        if there is None:
+            missing.append(number)
+            continue
+        resumed += there.rows
+        damaged += there.damaged
+        before += _videos(work.loader, range(number, number + 1), work.size)
+    videos, seconds, waited = 0, 0.0, 0.0
+    for step in _on_ray(work, missing) if engine == "ray" else _here(work, missing):
+        damaged += step.damaged
+        _check_damage(damaged, work.loader.skip_damaged)
+        videos, seconds, waited = videos + step.videos, seconds + step.seconds, waited + step.waited
+        if on_batch is not None:
+            on_batch(before + videos)
+    return resumed, videos, waited / seconds if seconds else 0.0
+
+
+def _here(work: _Work, missing: Sequence[int]) -> Iterator[_Step]:
+    """Make parts one after the other; those that follow each other without a stop between them."""
+    for _, run in groupby(enumerate(missing), key=lambda placed: placed[1] - placed[0]):
+        numbers = [number for _, number in run]
+        yield from work.make(range(numbers[0], numbers[-1] + 1))
+
+
+def _on_ray(work: _Work, missing: Sequence[int]) -> Iterator[_Step]:
+    """Make parts as a Ray Data job, each by one of as many actors as the cluster has room for.
+
+    A part that was lost with its worker is made again by another.
+    """
+    if not missing:
+        return
+    for model in work.model.modules():
+        if isinstance(model, Recorded):
+            raise RecipeError(
+                f"--engine ray: {model.name} holds predictions, which another process cannot look up; share "
+                "the work with --part I/N"
+            )
+    ray = connected()
+    cores, gpus = work.loader.threads, int(work.device.type == "cuda")
+    workers = min(_room(ray.nodes(), cores=cores, gpus=gpus), len(missing))
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Packed by us: arrays that Ray packs cannot be written to where they come out.
+    packed = ray.cloudpickle.dumps(_portable(work))
+    rows = [{"part": number} for number in missing]
+    made = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        _Maker,
+        fn_constructor_args=(ray.put(packed),),
+        num_cpus=cores,
+        num_gpus=gpus,
+        # One part at a time: what is queued at a slow worker, others wait for in the end.
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=workers, initial_size=workers, max_tasks_in_flight_per_actor=1
+        ),
+    )
+    for row in made.iter_rows():
+        if isinstance(row["made"], TagreelError):
+            raise row["made"]
+        yield from row["made"]
+
+
+def connected() -> Any:
+    """Ray, connected to the cluster that RAY_ADDRESS names, else to one of this machine's cores."""
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise RecipeError("--engine ray needs Ray; install it with pip install 'tagreel[ray]'") from error
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level="warning")
+    return ray
+
+
+def cluster_device(name: str) -> torch.device:
+    """Where a cluster's workers compute: "cpu", "cuda" (a GPU each), or "auto", a GPU where there are any."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise RecipeError(f"device {name!r} is one of a machine; of a cluster expected auto, cpu or cuda")
+    gpus = int(connected().cluster_resources().get("GPU", 0))
+    if name == "cuda" and not gpus:
+        raise RecipeError("device 'cuda': the cluster has no GPU; expected auto or cpu")
+    return torch.device("cuda" if gpus and name != "cpu" else "cpu")
+
+
+def _room(machines: Sequence[Mapping[str, Any]], *, cores: int, gpus: int) -> int:
+    """How many workers fit on machines; raises `RecipeError` where not even one does."""
+    room = 0
+    for machine in machines:
+        has = machine["Resources"] if machine["Alive"] else {}
+        fits = int(has.get("CPU", 0)) // cores
+        room += min(fits, int(has.get("GPU", 0)) // gpus) if gpus else fits
+    if not room:
+        more = " and a GPU" if gpus else ""
+        raise RecipeError(
+            f"--threads {cores}: no machine of the cluster has {cores:,} cores{more} for a worker; expected "
+            "fewer threads, or more machines"
+        )
+    return room
+
+
+class _Maker:
+    """What a worker of a cluster is: it holds the model, and makes the parts that it is told."""
+
+    def __init__(self, work: Any) -> None:
+        import ray
+
+        self._work: _Work = ray.cloudpickle.loads(ray.get(work))
+        self._work.model.to(self._work.device)
+        torch.set_num_threads(self._work.loader.threads)
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Make one; an error is returned, or the cluster would take it for its own and wrap it."""
+        number = row["part"]
+        try:
+            return {"made": list(self._work.make(range(number, number + 1)))}
+        except TagreelError as error:
+            return {"made": error}
+
+
+def _portable(work: _Work) -> _Work:
+    """The work as a machine takes it that has no GPU yet, and another current folder."""
+    loader = copy(work.loader)
+    loader.source = copy(loader.source)
+    loader.source.paths = [path if is_url(path) else os.path.abspath(path) for path in loader.source.paths]
+    return replace(work, model=work.model.cpu(), loader=loader)
+
+
+def _assemble(output: Tagged | Ranked, parts: Parts, out: Path) -> None:
+    """Make the file of its parts."""
+    try:
+        with parts.written(out) as temporary:
+            output.write(temporary, parts, out.suffix)
+    except FileNotFoundError:
+        if parts.folder.exists():
+            raise
+        return  # another process has done it
+    parts.remove()
+
+
+def _part_size(loader: Loader, segments: int | None) -> int:
+    """How many batches make a part."""
+    return max(PART_VIDEOS // (loader.batch_size * (_SEGMENTS if segments else 1)), 1)
+
+
+def _share(parts: int, part: tuple[int, int]) -> range:
+    """The i-th of n equal shares of so many parts, which follow each other as their videos do."""
+    i, n = part
+    return range(parts * (i - 1) // n, parts * i // n)
+
+
+def _videos(loader: Loader, numbers: range, size: int) -> int:
+    """How many videos there are in parts of `size` batches that follow each other."""
+    first, stop = (
+        min(at * size * loader.batch_size, loader.examples) for at in (numbers.start, numbers.stop)
+    )
+    return stop - first
+
+
+def _check_damage(damaged: Sequence[DataError], allowed: int) -> None:
+    """Raise where more records are damaged than may be, counted over all parts."""
+    if len(damaged) <= allowed:
+        return
+    error = damaged[allowed]
+    if not allowed:
+        raise error
+    raise DataError(
+        f"{error.reason}; this is damaged record number {allowed + 1:,}, and --skip-damaged allows "
+        f"{allowed:,}",
+        path=error.path,
+        record=error.record,
+    )
 
 
 def _fingerprint(model: Model, loader: Loader, settings: list[object]) -> str:
@@ -287,14 +451,12 @@ def _fingerprint(model: Model, loader: Loader, settings: list[object]) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else b"")
-    # Times too: another day's shards often have the names and sizes of this one's.
-    changed = [os.stat(path).st_mtime_ns if os.path.exists(path) else 0 for path in loader.source.paths]
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     digest.update(
         json.dumps(
             [
                 loader.source.fingerprint(),
-                changed,
+                loader.source.versions(),  # another day's shards often have the names and sizes of this one's
                 loader.batch_size,
                 PART_VIDEOS,
                 settings,
@@ -304,59 +466,3 @@ def _fingerprint(model: Model, loader: Loader, settings: list[object]) -> str:
         ).encode()
     )
     return digest.hexdigest()
-
-
-class _Parts:
-    """The folder of finished parts beside an output file."""
-
-    def __init__(self, out: Path, fingerprint: str) -> None:
-        self.folder = out.with_name(out.name + ".parts")
-        manifest = self.folder / "manifest.json"
-        if not manifest.exists() or read_json(manifest) != {"fingerprint": fingerprint}:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            try:
-                self.folder.mkdir(parents=True)
-            except OSError as error:
-                raise DataError(f"cannot be written: {error.strerror}", path=str(out)) from error
-            write_json(manifest, {"fingerprint": fingerprint})
-        whole = list(map(_readable, map(self._path, range(len(self)))))
-        if not all(whole):
-            for index in range(whole.index(False), len(whole)):
-                self._path(index).unlink()
-
-    def _path(self, index: int) -> Path:
-        return self.folder / f"part-{index:06d}.parquet"
-
-    def __len__(self) -> int:
-        count = 0
-        while self._path(count).exists():
-            count += 1
-        return count
-
-    def rows(self) -> int:
-        return sum(pq.read_metadata(self._path(index)).num_rows for index in range(len(self)))
-
-    def damaged(self) -> list[str]:
-        noted = [pq.read_schema(self._path(index)).metadata[b"damaged"] for index in range(len(self))]
-        return [line for lines in noted for line in json.loads(lines)]
-
-    def add(self, table: pa.Table, damaged: list[str]) -> None:
-        with written_whole(self._path(len(self))) as temporary:
-            pq.write_table(table.replace_schema_metadata({"damaged": json.dumps(damaged)}), temporary)
-
-    def tables(self, *columns: str) -> Iterator[pa.Table]:
-        for index in range(len(self)):
-            yield pq.read_table(self._path(index), columns=list(columns) or None).replace_schema_metadata(
-                None
-            )
-
-    def remove(self) -> None:
-        shutil.rmtree(self.folder)
-
-
-def _readable(part: Path) -> bool:
-    try:
-        pq.read_table(part)
-    except (OSError, pa.ArrowException):
-        return False
-    return True

@@ -18,6 +18,7 @@ OPEN_SETS = {"readers", "encoders", "pools", "heads", "losses", "metrics", "ense
 # What a member of a folder may import besides what starts with `_` in its own folder.
 FOLDERS = {
     "layers": {"layers"},
+    "_decoder": {"_decoder"},
     "readers": {"batch", "provenance"},
     "encoders": {"decoding", "runtime"},
     "pools": {"layers"},
@@ -40,12 +41,13 @@ FOLDERS = {
 
 # Data flows from left to right; a stage imports what stands before it, and the layers.
 STAGES = """
-    errors display provenance batch runtime vocabulary sampling schedule inference parts recipe source smaller
-    loader model tagger ensemble streaming evidence storage files _decoder decoding encoding projection
-    extractor media shards extract dataset lists predictions recorded checkpoint tags report chart
-    timeline tagging evaluate panel fit_ensemble ranking predict calibrate remember average
-    extract_branch compress catalogue check download convert segments teacher optimization memory log
-    loop train train_ensemble claims trials verdicts reproduce pretrain demo cli
+    errors display provenance batch runtime distributed vocabulary sampling schedule inference parts
+    recipe remote source smaller loader model tagger folding sharding ensemble streaming evidence storage files
+    decoding encoding projection extractor media shards extract dataset lists predictions recorded
+    checkpoint tags report chart timeline tagging evaluate panel fit_ensemble ranking predict_parts
+    predict_rows predict calibrate remember average extract_branch compress catalogue check web download
+    official unpack convert segments teacher optimization memory log loop train train_ensemble claims
+    trials verdicts reproduce pretrain demo cli
 """.split()  # noqa: SIM905
 
 # A command imports what it needs once it runs.
@@ -53,6 +55,7 @@ FOLDERS["commands"] = {*STAGES[: STAGES.index("cli")], "readers"}
 
 # The open sets are found by walking or named by a recipe; these stages alone name a member of one.
 NAMES_MEMBERS = {
+    "folding": {"pools"},  # knows what of a pool can be folded
     "source": {"readers"},  # walks the folder
     "encoding": {"encoders"},  # walks the folder
     "shards": {"readers"},  # writes what the Arrow reader reads

@@ -20,7 +20,8 @@ import tagreel
 from tagreel.errors import DataError, RecipeError
 from tagreel.evaluate import scoring_loader
 from tagreel.loader import Loader
-from tagreel.predict import Prediction, _Parts, predict, read_classes
+from tagreel.predict import Prediction, predict, read_classes
+from tagreel.predict_parts import Parts
 from tagreel.readers.synthetic import Planted
 from tagreel.recorded import Recorded
 from tagreel.source import Source
@@ -183,7 +184,7 @@ def test_a_part_cut_off_while_it_is_written_does_not_count(model, training_data,
 
     def dying(source, target):
         calls.append(target)
-        if len(calls) == 4:  # the manifest, two parts, then this
+        if len(calls) == 3:  # two parts, then this
             raise StopError
         real(source, target)
 
@@ -388,9 +389,9 @@ def test_a_stopped_run_over_segments_goes_on_and_ends_in_the_same_file(
 def test_what_has_no_chance_is_not_kept_in_the_parts(model, training_data, tmp_path, monkeypatch):
     monkeypatch.setattr("tagreel.ranking._SLACK", 8)
     kept: list[int] = []
-    add = _Parts.add
+    add = Parts.add
     monkeypatch.setattr(
-        _Parts, "add", lambda self, rows, damaged: (kept.append(tags(rows)), add(self, rows, damaged))
+        Parts, "add", lambda self, n, rows, damaged: (kept.append(tags(rows)), add(self, n, rows, damaged))
     )
 
     def tags(table) -> int:

@@ -79,9 +79,14 @@ class Frozen(nn.Module):
     be of one scale and shift, as the frames of one model are.
     """
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, weight: Tensor, bias: Tensor, *, precision: str, exact: bool = False) -> None:
         super().__init__()
-        self.weight, self.bias, self.precision, self.exact = weight.detach(), bias.detach(), precision, exact
+        self.precision, self.exact = precision, exact
+        self.register_buffer("weight", weight.detach(), persistent=False)
+        self.register_buffer("bias", bias.detach(), persistent=False)
         self._ways: dict[torch.dtype, Callable[[Tensor], Tensor]] = {}
 
     def forward(self, x: Tensor | Scaled) -> Tensor:
