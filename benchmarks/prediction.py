@@ -4,9 +4,9 @@
     python benchmarks/prediction.py --model DIR --data FILES
 
 A batch is scored from bytes in memory to probabilities: videos of 120 to 300 frames, 232 in the middle,
-1,024 + 128 features, 3,862 classes. "Plain" is the same model on padded frames with a mask, every product by
-PyTorch's own float32 kernel in the order in which the paper writes it. The ways take turns; medians are shown.
-The second command prints what each precision does to the scores of a trained model on labelled data.
+1,024 + 128 features, 3,862 classes. "Plain" is the same model on padded frames with a mask, every product
+by PyTorch's own float32 kernel in the order in which the paper writes it. The ways take turns; medians are
+shown. The second command prints what each precision does to the scores of a trained model on labelled data.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 from training import as_written, trained, videos
 
+from tagreel.__main__ import keep_freed_memory
 from tagreel.batch import Batch
 from tagreel.checkpoint import load
 from tagreel.evaluate import evaluate, scoring_loader
@@ -80,6 +81,7 @@ def _in_a_process(name: str, size: int, threads: int, runs: int) -> dict[str, fl
 def measure(name: str, size: int, threads: int, runs: int) -> dict[str, float]:
     """Seconds of a batch each way."""
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as `tagreel predict` does; here for plain, too
     model, batch = trained(name).eval(), videos(size)
     ways: dict[str, Callable[[], torch.Tensor]] = {"plain": lambda: plain(model, batch)}
     for precision in PRECISIONS:

@@ -1,11 +1,13 @@
-"""One layer of LSTM or GRU over videos of 120 to 300 frames: packed, padded in one kernel, frame by frame.
+"""Two recurrent layers over videos of 120 to 300 frames: our scan, and PyTorch's ways with the same weights.
 
-    python benchmarks/recurrent.py
+    python benchmarks/recurrent.py --models GRU --batch 32
 
-32 videos of 1,152 features, 512 units, one thread. "packed" is PyTorch's `pack_padded_sequence` and
-`nn.LSTM`; "padded kernel" is ours, where a gate holds the state in padded frames; "frame by frame" is our
-scan over the same cells, which models without a kernel need. The ways take turns; medians, in milliseconds
-of processor time.
+1,152 features; GRU of 1,200 units, LSTM of 1,024, LSTM with layer norm (which PyTorch has not). "scan" is
+ours, over packed frames; "padded" is `torch.nn.GRU` or `LSTM` over padded ones, which is also what a kernel
+costs that holds the state in padding; "packed" is the same over a `PackedSequence`; "plain" is our scan
+without oneDNN's products. Videos a second of a training step and of a forward pass, medians, the ways taking
+turns: by processor time for one thread, by the clock for more. "difference" is the largest between a way's
+outputs and those of the scan in float32.
 """
 
 from __future__ import annotations
@@ -23,84 +25,128 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from tagreel.layers.gru_cell import GRULayer
-from tagreel.layers.layer_norm_lstm_cell import LayerNormLSTMLayer
-from tagreel.layers.lstm_cell import LSTMLayer
-from tagreel.layers.recurrence import Recurrence
+from tagreel.layers import repeated
+from tagreel.layers.ragged import Ragged, pad
+from tagreel.layers.recurrence import Stack
+from tagreel.pools.gru import GRU
+from tagreel.pools.layer_norm_lstm import LayerNormLSTM
+from tagreel.pools.lstm import LSTM
 
-VIDEOS, WIDTH, UNITS = 32, 1152, 512
+WIDTH = 1152
+MODELS: dict[str, Callable[[], Stack]] = {
+    "GRU": lambda: GRU(WIDTH, units=(1200, 1200)),
+    "LSTM": lambda: LSTM(WIDTH, units=(1024, 1024)),
+    "LayerNormLSTM": lambda: LayerNormLSTM(WIDTH, units=(1024, 1024)),
+}
+PRECISIONS = {"float32": False, "bfloat16": True}
+Read = Callable[[], Tensor]
+"""Reads the videos: what the top layer puts out, packed (ΣT, W)."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--runs", type=int, default=7, help="runs of each way")
-    runs = parser.parse_args().runs
-    torch.set_num_threads(1)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS])
+    parser.add_argument("--batch", type=int, nargs="+", default=[32], help="videos in a batch")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=[*PRECISIONS])
+    parser.add_argument("--ways", nargs="+", default=["scan", "padded", "packed", "plain"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=3, help="runs of each way, after one that does not count")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(f"videos/s; {options.threads} thread(s), median of {options.runs}; in brackets the times of scan")
+    columns = f"{'model':<14} {'batch':>5} {'precision':<9} {'way':<7}"
+    print(f"{columns} {'training':>16} {'inference':>16} {'difference':>10}")
+    for model in options.models:
+        for batch in options.batch:
+            for precision in options.precisions:
+                compare(model, batch, precision, options.ways, options.runs)
+
+
+def compare(model: str, batch: int, precision: str, wanted: list[str], runs: int) -> None:
     torch.manual_seed(0)
-    lengths = torch.randint(120, 301, (VIDEOS,))
-    frames = torch.randn(VIDEOS, int(lengths.max()), WIDTH) / WIDTH**0.5
-    mask = torch.arange(frames.shape[1]) < lengths[:, None]
-    print(f"{'layer':<20} {'way':<16} {'training':>10} {'of packed':>10} {'inference':>10} {'of packed':>10}")
-    for name, ways in layers(lengths).items():
-        training = measure(
-            {way: lambda read=read: train(read, frames, mask) for way, read in ways.items()}, runs
+    stack = MODELS[model]()
+    lengths = torch.randint(120, 301, (batch,))
+    ragged = Ragged(lengths.tolist(), lengths.device)
+    frames = torch.randn(len(ragged.videos), WIDTH) / WIDTH**0.5
+    with torch.inference_mode():
+        exact = stack.outputs(frames, ragged)
+    reads = {way: read for way, read in ways(stack, frames, ragged).items() if way in wanted}
+    training = measure({way: lambda read=read: train(read, precision) for way, read in reads.items()}, runs)
+    inference = measure({way: lambda read=read: infer(read, precision) for way, read in reads.items()}, runs)
+    for way, read in reads.items():
+        cells = []
+        for times in (training, inference):
+            share = f"({times[way] / times['scan']:.2f})" if "scan" in times else ""
+            cells.append(f"{batch / times[way]:>9.2f} {share:>6}")
+        difference = (infer(read, precision) - exact).abs().max()
+        print(
+            f"{model:<14} {batch:>5} {precision:<9} {way:<7} {' '.join(cells)} {difference:>10.1e}",
+            flush=True,
         )
-        inference = measure(
-            {way: lambda read=read: infer(read, frames, mask) for way, read in ways.items()}, runs
-        )
-        for way in ways:
-            cells = [f"{times[way] * 1e3:>10.0f} {share(times, way):>10}" for times in (training, inference)]
-            print(f"{name:<20} {way:<16} {' '.join(cells)}")
 
 
-def layers(lengths: Tensor) -> dict[str, dict[str, Callable[[Tensor, Tensor], Tensor]]]:
-    """Each kind of layer, in the ways that there are to run it."""
+def ways(stack: Stack, frames: Tensor, ragged: Ragged) -> dict[str, Read]:
+    """The ways that there are to run such layers, with the same weights."""
 
-    def packed(layer: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-        def read(frames: Tensor, mask: Tensor) -> Tensor:
-            sequence = pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
-            return pad_packed_sequence(layer(sequence)[0], batch_first=True)[0]
+    def plain() -> Tensor:
+        fast, repeated._is_fast = repeated._is_fast, lambda x: False
+        try:
+            return stack.outputs(frames, ragged)
+        finally:
+            repeated._is_fast = fast
 
-        return read
+    ours: dict[str, Read] = {"scan": lambda: stack.outputs(frames, ragged), "plain": plain}
+    if isinstance(stack, LayerNormLSTM):
+        return ours
+    twin = torchs(stack)
+    padded_frames = pad(frames, ragged)
+    lengths = ragged.counts
 
-    def ways(layer: Recurrence, torchs: nn.Module) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-        return {
-            "packed": packed(torchs),
-            "padded kernel": lambda frames, mask: layer(frames, mask)[0],
-            "frame by frame": lambda frames, mask: Recurrence.forward(layer, frames, mask)[0],
-        }
+    def packed() -> Tensor:
+        sequence = pack_padded_sequence(padded_frames, lengths, batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(twin(sequence)[0], batch_first=True)[0][ragged.mask]
 
-    normed = LayerNormLSTMLayer(WIDTH, UNITS)
-    return {
-        "LSTM": ways(LSTMLayer(WIDTH, UNITS), nn.LSTM(WIDTH, UNITS, batch_first=True)),
-        "GRU": ways(GRULayer(WIDTH, UNITS), nn.GRU(WIDTH, UNITS, batch_first=True)),
-        "LSTM with layer norm": {"frame by frame": lambda frames, mask: normed(frames, mask)[0]},
-    }
+    return ours | {"padded": lambda: twin(padded_frames)[0][ragged.mask], "packed": packed}
 
 
-def train(read: Callable[[Tensor, Tensor], Tensor], frames: Tensor, mask: Tensor) -> None:
-    read(frames, mask).sum().backward()
+def torchs(stack: Stack) -> nn.RNNBase:
+    """`torch.nn.GRU` or `LSTM` with the weights of ours."""
+    kind = nn.GRU if isinstance(stack, GRU) else nn.LSTM
+    units = stack.layers[0].out_dim
+    twin = kind(WIDTH, units, num_layers=len(stack.layers), batch_first=True)
+    with torch.no_grad():
+        for number, layer in enumerate(stack.layers):
+            of_frames, of_state, bias = layer.cells[0].fused()
+            getattr(twin, f"weight_ih_l{number}").copy_(of_frames)
+            getattr(twin, f"weight_hh_l{number}").copy_(of_state)
+            getattr(twin, f"bias_ih_l{number}").copy_(bias)
+            getattr(twin, f"bias_hh_l{number}").zero_()
+    return twin
+
+
+def train(read: Read, precision: str) -> None:
+    with torch.autocast("cpu", torch.bfloat16, enabled=PRECISIONS[precision]):
+        outputs = read()
+    outputs.float().square().mean().backward()
 
 
 @torch.inference_mode()
-def infer(read: Callable[[Tensor, Tensor], Tensor], frames: Tensor, mask: Tensor) -> None:
-    read(frames, mask)
+def infer(read: Read, precision: str) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=PRECISIONS[precision]):
+        return read().float()
 
 
-def measure(ways: dict[str, Callable[[], None]], runs: int) -> dict[str, float]:
-    """Median processor seconds of each, after one run that does not count."""
+def measure(ways: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
+    """Median seconds of each, after one run that does not count."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {way: [] for way in ways}
     for run in range(runs + 1):
         for way, work in ways.items():
-            start = time.process_time()
+            start = clock()
             work()
             if run:
-                times[way].append(time.process_time() - start)
+                times[way].append(clock() - start)
     return {way: median(seconds) for way, seconds in times.items()}
-
-
-def share(times: dict[str, float], way: str) -> str:
-    return f"{times[way] / times['packed']:.2f}" if "packed" in times else ""
 
 
 if __name__ == "__main__":

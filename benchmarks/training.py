@@ -3,12 +3,12 @@
     python benchmarks/training.py [RECIPE ...] [--threads 1 2] [--batch 32 160] [--runs 5]
 
 A step is the forward and backward pass of a batch, gradient clipping and Adam, from bytes in memory. Videos
-have 120 to 300 frames of 1,024 + 128 bytes (232 in the middle, so that a padded batch is a fifth padding),
+have 120 to 300 frames of 1,024 + 128 bytes (232 in the middle: a fifth of a padded batch is padding) and
 three of 3,862 labels. "Plain" is the same model with the same weights on padded frames with a mask: every
-product by PyTorch's own float32 kernel and in the order in which the paper writes it. Losses of the first step
-are compared. The two take turns, step by step, and medians are shown; "of peak" is the share of this machine's
-fastest matrix product, measured in between, that the plain operation count of the model comes to: a model that
-needs fewer operations than the paper writes can go past what the processor multiplies.
+product by PyTorch's own float32 kernel and in the order in which the paper writes it. Losses of the first
+step are compared. The ways take turns, step by step, and medians are shown; "of peak" is the share of this
+machine's fastest matrix product, measured in between, that the model's operations as the paper writes them
+come to: what needs fewer operations can go past what the processor multiplies.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import torch
 
+from tagreel.__main__ import keep_freed_memory
 from tagreel.batch import Batch, Example
 from tagreel.layers import product
 from tagreel.loader import collate
@@ -60,23 +61,22 @@ def main() -> None:
         measured = measure(options.recipes[0], options.batch[0], options.threads[0], options.runs)
         print(json.dumps(measured))
         return
-    print(
-        f"{'recipe':<30} {'threads':>7} {'batch':>5} {'plain':>7} {'float32':>8} {'':>6} {'bfloat16':>8} {'':>6}"
-        f" {'of peak':>12} {'loss differs by':>17}"
-    )
-    print(f"{'':<44} {'videos/s':>7} {'videos/s':>8} {'':>6} {'videos/s':>8}")
+    ways = "".join(f" {way:>15}" for way in ("float32", "bfloat16"))
+    heading = f"{'recipe':<30} {'threads':>7} {'batch':>5} {'plain':>6}{ways}"
+    print(f"{heading} {'of peak':>11} {'loss differs by':>17}")
     for name in options.recipes:
         for threads in options.threads:
             for size in options.batch:
                 row = _in_a_process(name, size, threads, options.runs)
-                fast, half = row["plain"] / row["float32"], row["plain"] / row["bfloat16"]
-                print(
-                    f"{name:<30} {threads:>7} {size:>5} {size / row['plain']:>7.1f} "
-                    f"{size / row['float32']:>8.1f} {fast:>5.2f}x {size / row['bfloat16']:>8.1f} {half:>5.2f}x "
-                    f"{row['of_peak_float32']:>5.0%} {row['of_peak_bfloat16']:>5.0%} "
-                    f"{row['differs_float32']:>8.0e} {row['differs_bfloat16']:>8.0e}",
-                    flush=True,
+                cells = "".join(
+                    f" {size / row[way]:>7.1f} {row['plain'] / row[way]:>6.2f}x"
+                    for way in ("float32", "bfloat16")
                 )
+                of_peak = f"{row['of_peak_float32']:>6.0%} {row['of_peak_bfloat16']:>4.0%}"
+                differs = f"{row['differs_float32']:>8.0e} {row['differs_bfloat16']:>8.0e}"
+                start = f"{name:<30} {threads:>7} {size:>5} {size / row['plain']:>6.1f}"
+                print(f"{start}{cells} {of_peak} {differs}", flush=True)
+    print("videos/s, and times as fast as plain")
 
 
 def _in_a_process(name: str, size: int, threads: int, runs: int) -> dict[str, float]:
@@ -93,6 +93,7 @@ def _in_a_process(name: str, size: int, threads: int, runs: int) -> dict[str, fl
 def measure(name: str, size: int, threads: int, runs: int) -> dict[str, float]:
     """Seconds of a step of each way, the first loss's distance from plain, the share of the peak."""
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as `tagreel train` does; here for plain, too
     model = trained(name)
     batch = videos(size)
     ways: dict[str, Callable[[], float]] = {
@@ -121,7 +122,7 @@ def measure(name: str, size: int, threads: int, runs: int) -> dict[str, float]:
 
 
 def trained(name: str) -> Tagger:
-    """The recipe's model with first weights, of 3,862 classes, and the issue's head where the paper has two."""
+    """The recipe's model with first weights, of 3,862 classes."""
     torch.manual_seed(0)
     recipe = replace(find(name), classes=CLASSES)
     features = {"rgb": 1024, "audio": 128}
@@ -167,7 +168,7 @@ def as_written() -> Iterator[None]:
     """Padded frames, PyTorch's own products, and nothing folded."""
     with (
         mock.patch.object(Batch, "packed", lambda batch: (batch.streams, batch.masks())),
-        mock.patch.object(product, "_has_wide_units", lambda: False),
+        mock.patch.object(product, "_has_wide_units", return_value=False),
         mock.patch.object(NeXtVLAD, "_gates", _gates_as_written),
     ):
         yield
@@ -196,7 +197,7 @@ def peak(dtype: torch.dtype) -> float:
 
 
 def count(model: Tagger, batch: Batch) -> int:
-    """Operations of a step as the paper writes the model, of the frames that are real: three forward passes."""
+    """Operations of a step as the paper writes the model, of real frames: three forward passes."""
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)

@@ -16,13 +16,13 @@ def main() -> None:
     # starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if sys.argv[1:2] and sys.argv[1] in _COMPUTE:
-        _keep_freed_memory()
+        keep_freed_memory()
     from tagreel.cli import run
 
     sys.exit(run(sys.argv[1:]))
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep what was freed for the next tensor instead of giving it back to the system.
 
     A step frees and takes hundreds of megabytes, which the system hands out page by page, each zeroed: that

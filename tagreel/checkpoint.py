@@ -39,6 +39,7 @@ from tagreel.files import flush, read_json, read_tensors, write_bytes, write_jso
 from tagreel.model import Model
 from tagreel.provenance import Provenance
 from tagreel.recorded import Recorded
+from tagreel.sharding import part_of
 from tagreel.tagger import Tagger, build
 
 _STEP = re.compile(r"step-(\d{8,})")
@@ -323,7 +324,7 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], *, path:
             raise DataError(f"tensor {name!r} is {kinds[0]}, the recipe says {kinds[1]}", path=path)
     if unknown := sorted(set(weights) - set(expected)):
         raise DataError(f"tensor {unknown[0]!r} is not in the recipe's model", path=path)
-    model.load_state_dict(dict(weights))
+    model.load_state_dict({name: part_of(weights[name], tensor) for name, tensor in expected.items()})
 
 
 def start_from(model: Tagger, run: Path) -> list[str]:

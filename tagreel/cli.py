@@ -5,6 +5,7 @@ Torch is imported inside the commands, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -36,7 +37,7 @@ from tagreel.commands import (
     train,
 )
 from tagreel.commands._shared import finish
-from tagreel.errors import TagreelError
+from tagreel.errors import RecipeError, TagreelError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -75,6 +76,7 @@ app.command()(compress.compress)
 def run(arguments: Sequence[str]) -> int:
     """Run one command; the exit code. Errors that a user can mend are one line on stderr and code 2."""
     try:
+        _check_alone(arguments)
         result = app(_repeat_sources(list(arguments)), standalone_mode=False, prog_name="tagreel")
         return result if isinstance(result, int) else 0
     except (TagreelError, OSError) as error:
@@ -106,6 +108,12 @@ def version(
 
         print(f"tagreel {__version__}")  # noqa: T201
         raise typer.Exit
+
+
+def _check_alone(arguments: Sequence[str]) -> None:
+    """Several processes of torchrun that each did the same would write over one another."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and arguments[:1] not in (["train"], ["evaluate"]):
+        raise RecipeError("torchrun is for `tagreel train` and `tagreel evaluate`; start this without it")
 
 
 def _repeat_sources(arguments: list[str]) -> list[str]:

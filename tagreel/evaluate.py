@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from tagreel.batch import Batch
+from tagreel.distributed import ALONE, Ranks
 from tagreel.errors import DataError, RecipeError
 from tagreel.loader import Loader
 from tagreel.metrics._scored import Metric, Scored
@@ -26,6 +29,7 @@ from tagreel.model import Model
 from tagreel.provenance import check
 from tagreel.report import ClassScore, Report
 from tagreel.sampling import AllFrames
+from tagreel.sharding import is_sharded
 from tagreel.source import Source
 
 
@@ -114,36 +118,68 @@ def evaluate(
 ) -> Evaluation:
     """Score every video of the loader; `on_batch` is told how many videos are done.
 
-    Raises `DataError` when nothing could be read, no video has a label, or the data name the classes
-    otherwise than the model does.
+    The ranks of the loader score a slice of every batch each. The first one counts them all, in the order in
+    which one process would, and tells the others what came out. Raises `DataError` when nothing could be
+    read, no video has a label, or the data name the classes otherwise than the model does.
     """
     check_names(model, loader.source)
-    training = model.training
+    training, ranks = model.training, loader.ranks
     model.eval()
     scorer = Scorer()
     try:
         for _, batch in loader.epoch():
-            batch = batch.to(device)
-            scores = model.probabilities(batch)
-            rated = batch.rated(model.classes)
-            try:
-                scorer.update(scores, batch.labels(model.classes), rated)
-            except ValueError as error:
-                if not scores.isnan().any():
-                    raise
-                raise RecipeError(f"the model's {error}; its weights cannot be used") from error
+            scored = _score(model, batch.to(device), loader)
+            with ranks.together():
+                for of_rank in ranks.gather(scored):
+                    if len(of_rank[0]):
+                        _count(scorer, *of_rank)
             if on_batch is not None:
                 on_batch(scorer.videos)
     finally:
         model.train(training)
+    result: Evaluation | None = None
+    with ranks.together():
+        if ranks.first:
+            result = _result(scorer, loader.source)
+    told = ranks.tell(result)
+    assert told is not None
+    return told
+
+
+_Scores = tuple[Tensor, Tensor, Tensor | None]
+
+
+def _score(model: Model, batch: Batch, loader: Loader) -> _Scores:
+    """Scores (B, C) and labels (B, C) of a batch, and what was rated."""
+    scores = labels = batch.labels(model.classes)
+    rated = batch.rated(model.classes)
+    if len(batch):
+        scores = model.probabilities(batch)
+    elif is_sharded(model):  # the other ranks need this one's part of it
+        model.probabilities(loader.stand_in().to(labels.device))
+    if loader.ranks.count > 1:  # they travel between main memories
+        return scores.cpu(), labels.cpu(), None if rated is None else rated.cpu()
+    return scores, labels, rated
+
+
+def _count(scorer: Scorer, scores: Tensor, labels: Tensor, rated: Tensor | None) -> None:
+    try:
+        scorer.update(scores, labels, rated)
+    except ValueError as error:
+        if not scores.isnan().any():
+            raise
+        raise RecipeError(f"the model's {error}; its weights cannot be used") from error
+
+
+def _result(scorer: Scorer, data: Source) -> Evaluation:
     if not scorer.videos:
-        raise DataError("no record could be read", path=str(loader.source.paths[0]))
+        raise DataError("no record could be read", path=str(data.paths[0]))
     result = scorer.result()
     if not result.support.any():
         raise DataError(
             f"none of the {result.videos:,} videos has a label, so there is nothing to score against; "
             "`tagreel predict` needs none",
-            path=str(loader.source.paths[0]),
+            path=str(data.paths[0]),
         )
     return result
 
@@ -157,6 +193,7 @@ def scoring_loader(
     skip_damaged: int = 0,
     whole: bool = False,
     foreign: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Loader:
     """What a model is to score, in order and as the model `reads` it, or every frame of a `whole` video.
 
@@ -173,6 +210,7 @@ def scoring_loader(
         sampling=AllFrames(max_frames=None) if whole else model.reads(),
         threads=threads,
         skip_damaged=skip_damaged,
+        ranks=ranks,
     )
 
 

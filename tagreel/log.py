@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tagreel.distributed import ALONE, Ranks
 from tagreel.errors import RecipeError
 from tagreel.files import write_text
 from tagreel.loader import Loader
@@ -19,10 +20,13 @@ Row = dict[str, Any]
 
 
 class Meter:
-    """Loss, rate and waiting since the last log line; the clock stands while something else is done."""
+    """Loss, rate and waiting since the last log line; the clock stands while something else is done.
 
-    def __init__(self, batches: Loader) -> None:
-        self.batches = batches
+    Of several `ranks` each adds what it has done; what is told is told of all, the time but this one's.
+    """
+
+    def __init__(self, batches: Loader, ranks: Ranks = ALONE) -> None:
+        self.batches, self.ranks = batches, ranks
         self.loss: Tensor | float = 0.0
         self.videos = 0
         self.seconds = self.waited = 0.0
@@ -45,18 +49,24 @@ class Meter:
 
     def check(self, step: int) -> None:
         """Raise unless the losses so far are finite; weights behind one that is not are lost."""
-        if not math.isfinite(loss := float(self.loss)):
+        self._totals(step)
+
+    def _totals(self, step: int) -> tuple[float, float]:
+        """The losses of all videos on all ranks, and how many these are."""
+        loss, videos = self.ranks.add_up(float(self.loss), self.videos)
+        if not math.isfinite(loss):
             raise RecipeError(
                 f"the loss is {loss} at step {step:,}; a lower learning rate "
                 "(--set training.optimizer.lr=...) or training.clip_norm usually helps"
             )
+        return loss, videos
 
     def close(self, step: int) -> Row:
         """Mean loss, videos a second and the share of time spent waiting for data; begin anew."""
-        self.check(step)
+        loss, videos = self._totals(step)
         row = {
-            "loss": float(self.loss) / self.videos,
-            "videos_per_second": self.videos / self.seconds,
+            "loss": loss / videos,
+            "videos_per_second": videos / self.seconds,
             "waiting": min(self.waited / self.seconds, 1.0),
         }
         self.loss, self.videos, self.seconds, self.waited = 0.0, 0, 0.0, 0.0

@@ -3,7 +3,8 @@
 Everything that a step does follows from the seed, the step's number and the weights before it: batches are a
 function of their number (`loader`), random draws are seeded per step (`runtime`), the learning rate is a
 function of examples seen (`schedule`). A checkpoint therefore holds tensors and a position, and a run that
-was killed and resumed ends, on a CPU, in the very bits of one that was not.
+was killed and resumed ends, on a CPU, in the very bits of one that was not. Of several processes each has its
+slice of every batch and the same weights; nothing in a checkpoint says how many they were.
 
     with closing(loop.log), set_by_signals(loop.stop):
         for batches in loop.steps():
@@ -33,12 +34,15 @@ from torch import Tensor, nn
 from tagreel import checkpoint
 from tagreel import recipe as recipes
 from tagreel.batch import Batch
+from tagreel.distributed import ALONE, Gradients, Ranks, Statistics
 from tagreel.errors import DataError, RecipeError
 from tagreel.files import read_json, read_tensors, write_json
+from tagreel.layers.masked_batch_norm import MaskedBatchNorm
 from tagreel.loader import Loader
 from tagreel.log import Log, Meter, Row
 from tagreel.optimization import Optimization
 from tagreel.runtime import seed_everything
+from tagreel.sharding import gathered
 from tagreel.source import Source
 from tagreel.tagger import Tagger
 
@@ -76,6 +80,8 @@ class Loop:
     saves what is due. `shown` is what is validated and kept: the model, or the one of averaged weights.
     `extra` are tensors that a checkpoint holds besides; those of a resumed run have the values they had.
     A record with a label of `classes` or more is damaged; `taken` is how many tensors came from another run.
+    Of several `ranks` each has a slice of every batch, and with `shard` a part of every weight; the first one
+    writes and logs. Raises `RecipeError` for a model that cannot be trained by several.
     """
 
     def __init__(
@@ -99,13 +105,18 @@ class Loop:
         skip_damaged: int,
         open_writer: Callable[..., Any] | None,
         on_event: Callable[[Row], None],
+        ranks: Ranks = ALONE,
+        shard: bool = False,
     ) -> None:
         training = model.recipe.training
+        if shard and ranks.count == 1:
+            raise RecipeError("--shard divides the model among processes; start several, by torchrun")
         self.out, self.data, self.identity, self.classes = out, data, identity, classes
         self.device, self.threads, self.skip_damaged = device, threads, skip_damaged
-        self.save_minutes, self.keep = save_minutes, keep
-        self.model = model.to(device).train()
-        self.optimization = Optimization(model, training)
+        self.save_minutes, self.keep, self.ranks = save_minutes, keep, ranks
+        norms = _batch_norms(model) if ranks.count > 1 else []
+        self.model = (model if shard else model.to(device)).train()
+        self.optimization = Optimization(model, training, shard_on=device if shard else None)
         self.shown = model if self.optimization.averaged is None else self.optimization.averaged
 
         listed = [] if position is None else position["damaged"]
@@ -119,26 +130,42 @@ class Loop:
         self.log_every = log_every or min(max(self.total_steps // 100, 1), 1000)
 
         self.state, self.extra = State(), dict(extra)
-        _open_folder(out, model.recipe)
-        if position is not None:
-            self._restore(checkpoint.checkpoints(out)[-1], position)
-        self.log = Log(out, self.state.step, open_writer=open_writer, on_event=on_event)
-        self.meter = Meter(self.batches)
+        with ranks.together():
+            if position is not None:
+                self._restore(checkpoint.checkpoints(out)[-1], position)
+        with ranks.together():
+            if ranks.first:
+                _open_folder(out, model.recipe)
+                checkpoint.note_best(out, self.state.best)
+        self._statistics = Statistics(ranks)
+        for norm in norms:
+            norm.across = self._statistics
+        self._gradients = Gradients(model) if ranks.count > 1 and not shard else None
+        self.log: Log | _Silent = _Silent()
+        if ranks.first:
+            self.log = Log(out, self.state.step, open_writer=open_writer, on_event=on_event)
+        self.meter = Meter(self.batches, ranks)
         self.stop = threading.Event()
-        self._saved_at, self._saved_step = time.monotonic(), self.state.step
+        self.videos = 0
+        self._saved_at, self._saved_step, self._time_to_save = time.monotonic(), self.state.step, False
         self.log.event(
             "start",
             step=self.state.step,
             steps=self.total_steps,
             parameters=sum(p.numel() for p in model.parameters()),
             videos=self.batches.examples,
-            device=str(device),
+            device=str(device) if ranks.count == 1 else f"{ranks.count} × {device.type}",
             resumed=position is not None,
             taken=taken,
         )
 
-    def loader(self, source: Source, *, shuffle: bool, damaged: Sequence[DataError] = ()) -> Loader:
-        """Batches of a source by the recipe: shuffled to learn from, in order to look at."""
+    def loader(
+        self, source: Source, *, shuffle: bool, damaged: Sequence[DataError] = (), whole: bool = False
+    ) -> Loader:
+        """Batches of a source by the recipe: shuffled to learn from, in order to look at.
+
+        Of several ranks each has a slice of them, or the `whole`.
+        """
         recipe = self.model.recipe
         return Loader(
             source,
@@ -153,17 +180,25 @@ class Loop:
             threads=self.threads,
             skip_damaged=self.skip_damaged,
             damaged=damaged,
+            ranks=ALONE if whole else self.ranks,
         )
 
     def steps(self) -> Iterator[list[Batch]]:
-        """The batches of each step that is left, with torch seeded for it; `update` ends a step."""
+        """The batches of each step that is left, with torch seeded for it; `update` ends a step.
+
+        `videos` is how many they hold on all ranks; this one's slice of a batch may be empty.
+        """
         self.meter.resume()
         self._saved_at = time.monotonic()
         while not self._ended():
             numbered = self.batches.epoch(self.state.epoch, start=self.state.batch)
             for next_batch, group in grouped(numbered, self.model.recipe.training.accumulate):
+                if self._agree(group):
+                    return
                 self._next_batch = next_batch
-                seed_everything(self.identity["seed"], self.state.step)
+                # Each rank drops other units.
+                draws = [self.ranks.number] if self.ranks.count > 1 else []
+                seed_everything(self.identity["seed"], self.state.step, *draws)
                 yield group
                 if self._ended():
                     return
@@ -172,8 +207,22 @@ class Loop:
                 raise DataError("no record could be read", path=str(self.data.paths[0]))
             self.state.epoch, self.state.batch = self.state.epoch + 1, 0
 
+    def present(self, batch: Batch) -> Batch:
+        """A batch of a step on the device; where this rank has no video of it, a made-up one in its place."""
+        self._statistics.present = len(batch) > 0
+        return (batch if len(batch) else self.batches.stand_in()).to(self.device)
+
+    def backward(self, loss: Tensor, batch: Batch, *, last: bool) -> None:
+        """Add the gradients of a batch's mean loss, by its share of the step's videos."""
+        if self._gradients is not None:
+            self._gradients.last = last
+        (loss * (len(batch) / self.videos)).backward()  # type: ignore[no-untyped-call]
+        self.meter.add(loss, len(batch))
+
     def update(self, videos: int) -> None:
         """From the gradients, which are those of so many videos, to new weights: the step is taken."""
+        if self._gradients is not None:
+            self._gradients.wait()
         planned = {"examples": self.state.examples, "total_examples": self.total_examples}
         self.rate = self.optimization.step(self.state.step + 1, **planned)
         self.state.step += 1
@@ -199,7 +248,7 @@ class Loop:
     @property
     def save_due(self) -> bool:
         """Whether the step that was taken ends in a checkpoint; after the last one, `unsaved` says so."""
-        return self.validation_due or time.monotonic() - self._saved_at >= 60 * self.save_minutes
+        return self.validation_due or self._time_to_save
 
     @property
     def unsaved(self) -> bool:
@@ -240,18 +289,22 @@ class Loop:
         # By the shard's number: the same data may be given under another path when the run goes on.
         shards = {str(path): number for number, path in enumerate(self.data.paths)}
         damaged = [[shards[e.path], e.record, e.reason] for e in self.batches.damaged.values()]
-        folder = checkpoint.save(
-            self.out,
-            state.step,
-            self.model,
-            self.shown.state_dict(),
-            facts=noted,
-            training=self.optimization.tensors() | self.extra,
-            position={**asdict(state), "damaged": damaged, **self.identity},
-        )
-        checkpoint.prune(self.out, keep=self.keep, best=checkpoint.note_best(self.out, state.best))
-        self.log.event("checkpoint", step=state.step, path=str(folder))
-        self._saved_at, self._saved_step = time.monotonic(), state.step
+        weights = gathered(self.shown.state_dict(), keep=self.ranks.first)
+        training = gathered(self.optimization.tensors() | self.extra, keep=self.ranks.first)
+        with self.ranks.together():
+            if self.ranks.first:
+                folder = checkpoint.save(
+                    self.out,
+                    state.step,
+                    self.model,
+                    weights,
+                    facts=noted,
+                    training=training,
+                    position={**asdict(state), "damaged": damaged, **self.identity},
+                )
+                checkpoint.prune(self.out, keep=self.keep, best=checkpoint.note_best(self.out, state.best))
+                self.log.event("checkpoint", step=state.step, path=str(folder))
+        self._saved_at, self._saved_step, self._time_to_save = time.monotonic(), state.step, False
 
     def outcome(self) -> Outcome:
         """How it ended."""
@@ -268,7 +321,15 @@ class Loop:
         return self.state.step == self.total_steps
 
     def _ended(self) -> bool:
-        return self.state.step >= self.total_steps or self.stop.is_set()
+        # Several stop where they agree to; one that stopped by itself would leave the others waiting.
+        return self.state.step >= self.total_steps or (self.ranks.count == 1 and self.stop.is_set())
+
+    def _agree(self, group: Sequence[Batch]) -> bool:
+        """Find out what of a step all ranks have to know alike: whether one of them is asked to stop."""
+        is_time = time.monotonic() - self._saved_at >= 60 * self.save_minutes
+        sums = self.ranks.add_up(sum(map(len, group)), self.stop.is_set(), self.ranks.first and is_time)
+        self.videos, asked, self._time_to_save = int(sums[0]), sums[1] > 0, sums[2] > 0
+        return asked
 
     def _restore(self, folder: Path, position: Row) -> None:
         weights = read_tensors(folder / "model.safetensors")
@@ -280,7 +341,6 @@ class Loop:
         self.optimization.load_tensors(tensors)
         self.extra = {name: tensors[name] for name in self.extra}
         self.state = State(**{entry.name: position[entry.name] for entry in fields(State)})
-        checkpoint.note_best(self.out, self.state.best)
 
 
 def find_position(out: Path, recipe: recipes.Recipe, identity: Row, *, resume: bool) -> Row | None:
@@ -340,14 +400,17 @@ def grouped(batches: Iterator[tuple[int, Batch]], size: int) -> Iterator[tuple[i
 
 
 @contextmanager
-def set_by_signals(event: threading.Event) -> Iterator[None]:
-    """Ctrl-C and SIGTERM set the event; a second Ctrl-C interrupts at once."""
+def set_by_signals(event: threading.Event, *, patient: bool = False) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set the event; a second Ctrl-C interrupts at once, unless `patient`.
+
+    One Ctrl-C reaches what torchrun has started twice: from the terminal and from torchrun.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def on_signal(number: int, frame: object) -> None:
-        if event.is_set():
+        if event.is_set() and not patient:
             raise KeyboardInterrupt
         event.set()
 
@@ -357,6 +420,27 @@ def set_by_signals(event: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Silent:
+    """The log of a rank that writes none."""
+
+    def event(self, kind: str, **values: Any) -> None:
+        """Nothing is noted."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _batch_norms(model: nn.Module) -> list[MaskedBatchNorm]:
+    """Those whose statistics several processes share; raises `RecipeError` for one that cannot."""
+    norms = [module for module in model.modules() if isinstance(module, MaskedBatchNorm)]
+    for name, module in model.named_modules():
+        if isinstance(module, MaskedBatchNorm) and type(module) is not MaskedBatchNorm:
+            raise RecipeError(
+                f"{name}: normalises each step by the videos of one process; train without torchrun"
+            )
+    return norms
 
 
 def _open_folder(out: Path, recipe: recipes.Recipe) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tagreel.errors import RecipeError
 from tagreel.recipe import Training
+from tagreel.sharding import is_sharded, part_of, shard
 from tagreel.tagger import Tagger
 
 
@@ -19,12 +20,17 @@ class Optimization:
     """What a recipe's training does to a model after each backward pass.
 
     `averaged` is the model with exponentially averaged weights and statistics, None when the recipe wants
-    none. Raises `RecipeError` when the optimizer refuses its options.
+    none. With `shard_on` a device, model and averages are divided among the ranks that work there. Raises
+    `RecipeError` when the optimizer refuses its options.
     """
 
-    def __init__(self, model: Tagger, training: Training) -> None:
+    def __init__(self, model: Tagger, training: Training, *, shard_on: torch.device | None = None) -> None:
         self.model, self.training = model, training
         self.averaged = copy.deepcopy(model).eval() if training.ema else None
+        if shard_on is not None:
+            for divided in (model, self.averaged):
+                if divided is not None:
+                    shard(divided, shard_on)
         self._optimizer = _optimizer(model, training)
         self._schedule = training.schedule()
         self._base_rates = [group["lr"] for group in self._optimizer.param_groups]
@@ -53,11 +59,12 @@ class Optimization:
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the optimizer's state from what `tensors` gave."""
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".", 2)
-                state.setdefault(int(index), {})[key] = tensor
+                state.setdefault(int(index), {})[key] = part_of(tensor, parameters[int(index)])
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -98,6 +105,8 @@ def _optimizer(model: Tagger, training: Training) -> torch.optim.Optimizer:
     known = inspect.signature(part.func).parameters
     device = next(model.parameters()).device.type
     fused = device in ("cpu", "cuda") and "fused" in known and part.keywords.get("fused") is None
+    if is_sharded(model):  # PyTorch has not divided the others' fused updates yet
+        fused = fused and part.func in (torch.optim.Adam, torch.optim.AdamW)
     if fused and not (training.late_epochs and part.func is torch.optim.SGD):
         options["fused"] = True
     if part.func is torch.optim.LBFGS:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tagreel import checkpoint
 from tagreel import recipe as recipes
 from tagreel.batch import Batch
+from tagreel.distributed import Ranks, join
 from tagreel.errors import DataError, RecipeError
 from tagreel.evaluate import check_provenance, evaluate
 from tagreel.log import Row, summary_writer
@@ -52,6 +53,7 @@ def train(
     log_every: int | None = None,
     skip_damaged: int = 0,
     tensorboard: bool = False,
+    shard: bool = False,
     trust: tuple[str, ...] = (),
     on_event: Callable[[Row], None] = lambda row: None,
     on_asked: Callable[[int], None] | None = None,
@@ -64,49 +66,58 @@ def train(
     `teacher` is a file of predictions on `data`; or the folder of a model or an ensemble, loaded with
     `trust`, which is asked about `data` once, into out/teacher.parquet, while `on_asked` is told how many
     videos are done.
+    Started by torchrun as one of several processes, it trains with them: each has its slice of every batch,
+    and with `shard` a part of every weight; the first one writes, and `on_event` is called there alone.
     Raises `RecipeError` and `DataError`; what was saved before stays usable.
     """
     target = pick_device(device)
-    open_writer = summary_writer() if tensorboard else None
-    label_names = known_label_names(out if resume else None, data, label_names)
-    recipe = settle(recipe, data, label_names)
-    if (teacher is None) != (not recipe.training.distill and not recipe.training.forgive):
-        raise RecipeError(
-            "--teacher and what is learnt from it belong together, --set training.distill=SHARE or --set "
-            "training.forgive=SHARE; give both or neither"
-        )
-    seed_everything(seed)
-    model = build(recipe, label_names=label_names)
-    model.provenance = only(data.provenance, model.features)
-    if validation is not None:
-        check_provenance(model, validation)
-    identity: Row = {
-        "seed": seed,
-        "teacher": fingerprint(teacher) if teacher is not None else None,
-        "data": data.fingerprint(),
-        "validation": validation.fingerprint() if validation is not None else None,
-    }
-    position = find_position(out, recipe, identity, resume=resume)
-    if teacher is not None and teacher.is_dir():
-        whose, teacher = teacher, out / "teacher.parquet"
-        ask(
-            whose,
-            data,
-            teacher,
-            device=target,
-            threads=threads,
-            skip_damaged=skip_damaged,
-            trust=trust,
-            on_batch=on_asked,
-        )
-    guide = _teacher(teacher, model, data, skip_damaged) if teacher is not None else None
-    taken: list[str] = []
-    # A resumed model has what it once read in its checkpoint; a loss is not in there.
+    ranks = join(target)
+    with ranks.together():
+        open_writer = summary_writer() if tensorboard else None
+        label_names = known_label_names(out if resume else None, data, label_names)
+        recipe = settle(recipe, data, label_names)
+        if (teacher is None) != (not recipe.training.distill and not recipe.training.forgive):
+            raise RecipeError(
+                "--teacher and what is learnt from it belong together, --set training.distill=SHARE or --set "
+                "training.forgive=SHARE; give both or neither"
+            )
+        seed_everything(seed)
+        model = build(recipe, label_names=label_names)
+        model.provenance = only(data.provenance, model.features)
+        if validation is not None:
+            check_provenance(model, validation)
+        identity: Row = {
+            "seed": seed,
+            "teacher": fingerprint(teacher) if teacher is not None else None,
+            "data": data.fingerprint(),
+            "validation": validation.fingerprint() if validation is not None else None,
+        }
+        position = find_position(out, recipe, identity, resume=resume)
+        if teacher is not None and teacher.is_dir():
+            whose, teacher = teacher, out / "teacher.parquet"
+            if ranks.first:
+                ask(
+                    whose,
+                    data,
+                    teacher,
+                    device=target,
+                    threads=threads,
+                    skip_damaged=skip_damaged,
+                    trust=trust,
+                    on_batch=on_asked,
+                )
+    with ranks.together():
+        guide = _teacher(teacher, model, data, skip_damaged) if teacher is not None else None
+        taken: list[str] = []
+        # A resumed model has what it once read in its checkpoint; a loss is not in there.
+        if position is None:
+            taken = checkpoint.start_from(model, start_from) if start_from is not None else []
+            prepare(model)
+        loss_function: nn.Module = recipe.loss()
+        prepare(loss_function)
+    _check_alike(ranks, out, position)
     if position is None:
-        taken = checkpoint.start_from(model, start_from) if start_from is not None else []
-        prepare(model)
-    loss_function: nn.Module = recipe.loss()
-    prepare(loss_function)
+        ranks.begin_alike(model)
     loop = Loop(
         out,
         model,
@@ -127,11 +138,14 @@ def train(
         skip_damaged=skip_damaged,
         open_writer=open_writer,
         on_event=on_event,
+        ranks=ranks,
+        shard=shard,
     )
-    with closing(loop.log), set_by_signals(loop.stop):
+    with closing(loop.log), set_by_signals(loop.stop, patient=ranks.count > 1):
         if guide is not None:
-            if guide.forgive:
-                guide.compare(_until_stopped(loop, data))
+            with ranks.together():
+                if guide.forgive:
+                    guide.compare(_until_stopped(loop, data))
             loop.log.event("teacher", step=loop.state.step, distill=guide.distill, forgiven=guide.pairs)
         _learn(loop, loss_function.to(target), guide)
     return loop.outcome()
@@ -139,7 +153,7 @@ def train(
 
 def _until_stopped(loop: Loop, data: Source) -> Iterator[Batch]:
     """All of the training data once, in order; there is nothing to save when somebody stops it here."""
-    for _, batch in loop.loader(data, shuffle=False).epoch():
+    for _, batch in loop.loader(data, shuffle=False, whole=True).epoch():
         if loop.stop.is_set():
             raise KeyboardInterrupt
         yield batch
@@ -155,9 +169,12 @@ def _learn(loop: Loop, loss_function: nn.Module, guide: Teacher | None) -> None:
             f"{late_step:,}, and the run ends at {loop.total_steps:,}; train longer, or set it to less"
         )
     train_counts = loop.extra["train_counts"]
+    new_counts = torch.zeros_like(train_counts)  # what this rank has seen since they were added up
     running_gap = GlobalAveragePrecision(top_k=20)
 
     def save() -> None:
+        train_counts.add_(loop.ranks.total(new_counts))
+        new_counts.zero_()
         if not train_counts.any():
             raise DataError(
                 f"none of the first {loop.state.examples:,} videos has a label", path=str(loop.data.paths[0])
@@ -167,26 +184,31 @@ def _learn(loop: Loop, loss_function: nn.Module, guide: Teacher | None) -> None:
     for batches in loop.steps():
         model.fire(loop.state.step >= late_step)
         shown.fire(loop.state.step >= late_step)
-        videos = sum(map(len, batches))
         for batch in batches:
-            moved = batch.to(loop.device)
+            present = loop.present(batch)
             with model.autocast():
                 loss, logits, labels = training_loss(
-                    model, loss_function, moved, mixup=training.mixup, teacher=guide
+                    model,
+                    loss_function,
+                    present,
+                    mixup=training.mixup,
+                    teacher=guide if len(batch) else None,
                 )
-            (loss * (len(batch) / videos)).backward()  # type: ignore[no-untyped-call]
-            loop.meter.add(loss, len(batch))
+            loop.backward(loss, batch, last=batch is batches[-1])
             if loop.steps_to_line <= RUNNING_GAP_BATCHES:
                 loop.meter.check(loop.state.step + 1)
-                # What nobody judged cannot be a miss; of a mixed video the larger part counts.
-                judged = moved.rated(model.classes)
-                seen = logits if judged is None else logits.masked_fill(judged == 0, -math.inf)
-                running_gap.update(seen, labels > 0.5)
+                if len(batch):
+                    # What nobody judged cannot be a miss; of a mixed video the larger part counts.
+                    judged = present.rated(model.classes)
+                    seen = logits if judged is None else logits.masked_fill(judged == 0, -math.inf)
+                    running_gap.update(seen, labels > 0.5)
             if loop.state.epoch == 0:
-                train_counts += torch.bincount(batch.label_ids, minlength=model.classes)
-        loop.update(videos)
+                new_counts += torch.bincount(batch.label_ids, minlength=model.classes)
+        loop.update(loop.videos)
 
         if loop.line_due:
+            for other in loop.ranks.gather(running_gap)[1:]:
+                running_gap.merge(other)
             loop.log_line({"gap@20": running_gap.compute()})
             running_gap.reset()
         if loop.held_out is not None and loop.validation_due:
@@ -216,7 +238,7 @@ def training_loss(
     targets = labels
     if teacher is not None:
         targets, rated = teacher.teach(batch)
-    descriptor = model.describe(batch.streams, batch.masks())
+    descriptor = model.describe(*batch.packed())
     mixed = targets
     if mixup:
         # Zhang et al., "mixup", arXiv 1710.09412, on pooled descriptors, so that lengths need not agree; one
@@ -238,6 +260,14 @@ def training_loss(
     logits = model.classify(descriptor)
     loss = model.with_further_losses(loss_of(logits), loss_of)
     return loss, logits.detach(), labels
+
+
+def _check_alike(ranks: Ranks, out: Path, position: Row | None) -> None:
+    steps = ranks.share(None if position is None else position["step"])
+    if len(set(steps)) > 1:
+        raise RecipeError(
+            f"--out {out}: the processes find different checkpoints there; expected a folder that all see"
+        )
 
 
 def _teacher(path: Path, model: Tagger, data: Source, skip_damaged: int) -> Teacher:

@@ -42,12 +42,12 @@ FOLDERS = {
 # Data flows from left to right; a stage imports what stands before it, and the layers.
 STAGES = """
     errors display provenance batch runtime distributed vocabulary sampling schedule inference parts
-    recipe remote source smaller loader model tagger folding sharding ensemble streaming evidence storage files
-    decoding encoding projection extractor media shards extract dataset lists predictions recorded
-    checkpoint tags report chart timeline tagging evaluate panel fit_ensemble ranking predict_parts
-    predict_rows predict calibrate remember average extract_branch compress catalogue check web download
-    official unpack convert segments teacher optimization memory log loop train train_ensemble claims
-    trials verdicts reproduce pretrain demo cli
+    recipe remote source smaller loader model tagger folding sharding ensemble streaming evidence
+    storage files decoding encoding projection extractor media shards extract dataset lists predictions
+    recorded checkpoint tags report chart timeline tagging evaluate panel fit_ensemble ranking
+    predict_parts predict_rows predict calibrate remember average extract_branch compress catalogue
+    check web download official unpack convert segments teacher optimization memory log loop train
+    train_ensemble claims trials verdicts reproduce pretrain demo cli
 """.split()  # noqa: SIM905
 
 # A command imports what it needs once it runs.

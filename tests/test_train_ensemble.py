@@ -143,4 +143,6 @@ def test_by_command(cli, system, shards, tmp_path):
     )
     code, _, err = cli(*arguments, "--out", tmp_path / "other", "--teacher", tmp_path / "all")
     assert code == 2
-    assert "is an ensemble; --start-from and --teacher are for one recipe, such as its member a" in err
+    assert (
+        "is an ensemble; --start-from, --teacher and --shard are for one recipe, such as its member a" in err
+    )

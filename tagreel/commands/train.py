@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
+from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +44,10 @@ from tagreel.display import progress, training_lines
 from tagreel.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
-    from tagreel.recipe import Ensemble
+    import torch
+
+    from tagreel.distributed import Ranks
+    from tagreel.recipe import Ensemble, Recipe
 
 
 def train(
@@ -82,6 +88,12 @@ def train(
     skip_damaged: SkipDamaged = 0,
     no_crc: NoCrc = False,
     whole_videos: WholeVideos = False,
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard", help="Divide weights and optimizer among torchrun's processes; for large models."
+        ),
+    ] = False,
     trust: Trust = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
@@ -100,50 +112,67 @@ def train(
     Example of a small model that learns from a large one: tagreel train smoke --data tagreel-demo/data/train*
     --teacher tagreel-demo/run --set training.distill=0.5 --set streams.rgb.pool.clusters=4 --set
     streams.audio.pool.clusters=4 --set body.1.width=32 --out tagreel-demo/student
+
+    Example with two GPUs, or two processes on a machine without any; each takes its half of every batch, so
+    that the recipe means the same: torchrun --nproc-per-node 2 -m tagreel train smoke --data
+    tagreel-demo/data/train* --out tagreel-demo/two
     """
-    from tagreel.memory import available, estimate
+    from tagreel.distributed import one_of_several
     from tagreel.recipe import Ensemble
-    from tagreel.runtime import pick_device
-    from tagreel.train import known_label_names, settle
-    from tagreel.train import train as train_recipe
     from tagreel.vocabulary import read_label_names
 
-    say = printer(as_json)
-    chosen = recipe_or_ensemble(recipe, settings, trust, epochs=epochs, steps=steps)
-    source = source_of(data, check_crc=not no_crc, whole_videos=whole_videos, say=say)
-    names = read_label_names(labels) if labels is not None else None
-    options: dict[str, Any] = {
-        "data": source,
-        "validation": source_of(validate, check_crc=not no_crc, whole_videos=whole_videos, say=say)
-        if validate
-        else None,
-        "out": out,
-        "label_names": names,
-        "seed": seed,
-        "device": device,
-        "resume": resume,
-        "threads": threads,
-        "validate_every": validate_every,
-        "save_minutes": save_minutes,
-        "keep": keep,
-        "log_every": log_every,
-        "skip_damaged": skip_damaged,
-        "tensorboard": tensorboard,
-        "trust": tuple(trust),
-    }
-    if isinstance(chosen, Ensemble):
-        if start_from is not None or teacher is not None:
+    with one_of_several(device) as (target, ranks):
+        say = printer(as_json)
+        read = partial(source_of, check_crc=not no_crc, whole_videos=whole_videos, say=say)
+        with ranks.together():
+            chosen = recipe_or_ensemble(recipe, settings, trust, epochs=epochs, steps=steps)
+            source, held_out = read(data), read(validate) if validate else None
+            names = read_label_names(labels) if labels is not None else None
+        options: dict[str, Any] = {
+            "data": source,
+            "validation": held_out,
+            "out": out,
+            "label_names": names,
+            "seed": seed,
+            "device": device,
+            "resume": resume,
+            "threads": threads,
+            "validate_every": validate_every,
+            "save_minutes": save_minutes,
+            "keep": keep,
+            "log_every": log_every,
+            "skip_damaged": skip_damaged,
+            "tensorboard": tensorboard,
+            "trust": tuple(trust),
+        }
+        alone = {"start_from": start_from, "teacher": teacher, "shard": shard}
+        if not isinstance(chosen, Ensemble):
+            _train_recipe(chosen, options | alone, target, ranks, say, as_json)
+            return
+        member = next(iter(chosen.members))
+        if any(alone.values()):
             raise RecipeError(
-                f"{recipe} is an ensemble; --start-from and --teacher are for one recipe, such as its member "
-                f"{next(iter(chosen.members))}"
+                f"{recipe} is an ensemble; --start-from, --teacher and --shard are for one recipe, such as "
+                f"its member {member}"
             )
+        if ranks.count > 1:
+            raise RecipeError(f"{recipe} is an ensemble, which one process trains; start it without torchrun")
         _train_ensemble(chosen, options, say, as_json)
-        return
-    target = pick_device(device)
-    needed = ""
-    with suppress(DataError):  # where nothing can be read, training says so
-        settled = settle(chosen, source, known_label_names(out if resume else None, source, names))
-        needed = estimate(settled, source.first(), device=target).text(available(target))
+
+
+def _train_recipe(
+    recipe: Recipe,
+    options: dict[str, Any],
+    device: torch.device,
+    ranks: Ranks,
+    say: Callable[[str], None],
+    as_json: bool,
+) -> None:
+    from tagreel.train import train
+
+    data, out, teacher = options["data"], options["out"], options["teacher"]
+    with ranks.together():
+        needed = _needs(recipe, options, device, ranks) if ranks.first else ""
     show = training_lines(say)
 
     bar = ExitStack()
@@ -157,10 +186,8 @@ def train(
 
     with bar:
         asks = teacher is not None and teacher.is_dir()
-        advance = bar.enter_context(progress("asking the teacher", len(source))) if asks else None
-        outcome = train_recipe(
-            chosen, start_from=start_from, teacher=teacher, on_event=on_event, on_asked=advance, **options
-        )
+        advance = bar.enter_context(progress("asking the teacher", len(data))) if asks else None
+        outcome = train(recipe, on_event=on_event, on_asked=advance, **options)
     end_training(
         outcome,
         out,
@@ -171,6 +198,23 @@ def train(
             f"tagreel predict {out} --data SRC --out tags.parquet",
         ),
     )
+
+
+def _needs(recipe: Recipe, options: dict[str, Any], device: torch.device, ranks: Ranks) -> str:
+    """The memory that training takes, where it can be told: of each process, unless they divide the model."""
+    from tagreel.memory import available, estimate
+    from tagreel.train import known_label_names, settle
+
+    data, before = options["data"], options["out"] if options["resume"] else None
+    if options["shard"]:
+        return ""
+    with suppress(DataError):  # where nothing can be read, training says so
+        settled = settle(recipe, data, known_label_names(before, data, options["label_names"]))
+        own = ceil(settled.training.batch_size / ranks.count)
+        settled = replace(settled, training=replace(settled.training, batch_size=own))
+        needed = estimate(settled, data.first(), device=device).text(available(device))
+        return needed if ranks.count == 1 else f"each process {needed}"
+    return ""
 
 
 def _train_ensemble(

@@ -10,19 +10,21 @@ that of the gates starts at 1, as in TensorFlow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagreel.layers.lstm_cell import glorot
-from tagreel.layers.recurrence import Recurrence, States, fused
+from tagreel.layers.product import product
+from tagreel.layers.recurrence import Recurrence, States
+from tagreel.layers.repeated import Multiply
 
 
 class GRUCell(nn.Module):
     """Kernels of the gates (2H, D + H) and of the candidate (H, D + H), each one tensor as in TensorFlow."""
 
     num_states = 1
-    hold = (0.0, 1e4, 0.0)  # σ is then exactly 1 for the update gate
 
     def __init__(self, dim: int, units: int, *, reset_before: bool = False) -> None:
         super().__init__()
@@ -32,40 +34,50 @@ class GRUCell(nn.Module):
         self.kernel = nn.Parameter(glorot(units, dim + units))
         self.bias = nn.Parameter(torch.zeros(units))
 
-    def inputs(self, frames: Tensor, mask: Tensor | None) -> States:
-        """The frames' share of gates and candidate, (B, T, 3H)."""
-        of_frames, _, bias = self.fused()
-        return (F.linear(frames, of_frames, bias),)
+    def inputs(self, frames: Tensor) -> States:
+        """The frames' share of the gates, (..., 2H), and of the candidate, (..., H)."""
+        of_gates, of_candidate = self.gate_kernel[:, : self.dim], self.kernel[:, : self.dim]
+        return (
+            product(frames, of_gates.contiguous().t(), self.gate_bias),
+            product(frames, of_candidate.contiguous().t(), self.bias),
+        )
+
+    def matrices(self) -> States:
+        """The state's share of both kernels: as one (3H, H), or (2H, H) and (H, H) where r stands between."""
+        kernels: States = (self.gate_kernel, self.kernel)
+        if not self.reset_before:
+            kernels = (torch.cat(kernels),)
+        return tuple(kernel[:, self.dim :] for kernel in kernels)
 
     def weights(self) -> States:
-        """The state's share of both kernels, (2H, H) and (H, H)."""
-        return self.gate_kernel[:, self.dim :], self.kernel[:, self.dim :]
+        """None else."""
+        return ()
 
-    def step(self, state: States, inputs: States, weights: States) -> States:
+    def step(self, state: States, inputs: States, recall: Sequence[Multiply], weights: States) -> States:
         """(h,) to (h',)."""
-        [h], [x], (of_gates, of_candidate) = state, inputs, weights
-        gates, x = x[:, : 2 * self.units], x[:, 2 * self.units :]
-        r, u = torch.sigmoid(gates + F.linear(h, of_gates)).chunk(2, dim=-1)
-        recalled = F.linear(r * h, of_candidate) if self.reset_before else r * F.linear(h, of_candidate)
-        return (u * h + (1 - u) * torch.tanh(x + recalled),)
+        [h], (gates, x) = state, inputs
+        if self.reset_before:
+            for_gates, for_candidate = recall
+            r, u = torch.sigmoid(gates + for_gates(h)).chunk(2, dim=-1)
+            recalled = for_candidate(r * h)
+        else:
+            of_gates, of_candidate = torch.split(recall[0](h), [2 * self.units, self.units], dim=-1)
+            r, u = torch.sigmoid(gates + of_gates).chunk(2, dim=-1)
+            recalled = r * of_candidate
+        candidate = torch.tanh(x + recalled)
+        return (candidate + u * (h - candidate),)
 
     def fused(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What `torch.gru` takes; its gates come in our order."""
+        """What cuDNN takes; its gates come in our order."""
         kernel = torch.cat([self.gate_kernel, self.kernel])
         return kernel[:, : self.dim], kernel[:, self.dim :], torch.cat([self.gate_bias, self.bias])
 
 
 class GRULayer(Recurrence):
-    """A layer of such cells, in PyTorch's kernel wherever that can be."""
+    """A layer of such cells; cuDNN has a kernel for those with the reset gate after the matrix."""
 
     def __init__(
         self, dim: int, units: int, *, bidirectional: bool = False, reset_before: bool = False
     ) -> None:
-        super().__init__([GRUCell(dim, units, reset_before=reset_before) for _ in range(1 + bidirectional)])
-        self.reset_before = reset_before
-
-    def forward(self, frames: Tensor, mask: Tensor | None) -> tuple[Tensor, States]:
-        """Outputs (B, T, W) and (h,); frame by frame when exported, since the kernel would fix T."""
-        if self.reset_before or torch.compiler.is_exporting():
-            return super().forward(frames, mask)
-        return fused(torch.gru, list(self.cells), frames, mask)  # type: ignore[arg-type]
+        cells = [GRUCell(dim, units, reset_before=reset_before) for _ in range(1 + bidirectional)]
+        super().__init__(cells, None if reset_before else torch.gru)

@@ -10,12 +10,16 @@ that of the forget gate starts at 1. 4h(in + h) + 10h parameters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagreel.layers.lstm_cell import glorot
+from tagreel.layers.product import product
 from tagreel.layers.recurrence import Recurrence, States
+from tagreel.layers.repeated import Multiply
 
 
 class LayerNormLSTMCell(nn.Module):
@@ -34,20 +38,23 @@ class LayerNormLSTMCell(nn.Module):
         with torch.no_grad():
             self.gate_bias[1] = 1.0
 
-    def inputs(self, frames: Tensor, mask: Tensor | None) -> States:
-        """The frames' share of the gates, (B, T, 4H)."""
-        return (F.linear(frames, self.kernel[:, : self.dim]),)
+    def inputs(self, frames: Tensor) -> States:
+        """The frames' share of the gates, (..., 4H)."""
+        return (product(frames, self.kernel[:, : self.dim].contiguous().t()),)
+
+    def matrices(self) -> States:
+        """The state's share of the kernel, (4H, H)."""
+        return (self.kernel[:, self.dim :],)
 
     def weights(self) -> States:
-        """The state's share of the kernel, (4H, H), and all gains and shifts."""
-        norms = (self.gate_weight, self.gate_bias, self.memory_weight, self.memory_bias)
-        return self.kernel[:, self.dim :], *norms
+        """All gains and shifts."""
+        return self.gate_weight, self.gate_bias, self.memory_weight, self.memory_bias
 
-    def step(self, state: States, inputs: States, weights: States) -> States:
+    def step(self, state: States, inputs: States, recall: Sequence[Multiply], weights: States) -> States:
         """(c, h) to (c', h')."""
-        c, h = state
-        of_state, gate_weight, gate_bias, memory_weight, memory_bias = weights
-        gates = (inputs[0] + F.linear(h, of_state)).view(-1, 4, self.units)
+        (c, h), (gates,), (for_gates,) = state, inputs, recall
+        gate_weight, gate_bias, memory_weight, memory_bias = weights
+        gates = (gates + for_gates(h)).view(-1, 4, self.units)
         i, f, j, o = (F.layer_norm(gates, (self.units,)) * gate_weight + gate_bias).unbind(1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(j)
         c = F.layer_norm(c, (self.units,), memory_weight, memory_bias)
@@ -55,7 +62,7 @@ class LayerNormLSTMCell(nn.Module):
 
 
 class LayerNormLSTMLayer(Recurrence):
-    """A layer of such cells, frame by frame: PyTorch has no kernel for it."""
+    """A layer of such cells, for which cuDNN has no kernel."""
 
     def __init__(self, dim: int, units: int, *, bidirectional: bool = False) -> None:
         super().__init__([LayerNormLSTMCell(dim, units) for _ in range(1 + bidirectional)])

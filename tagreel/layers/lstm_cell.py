@@ -9,19 +9,20 @@ bias, 4h(in + h + 1) parameters; the forget gate's starts at 1, which TensorFlow
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tagreel.layers.recurrence import Recurrence, States, fused, last_real
+from tagreel.layers.product import product
+from tagreel.layers.recurrence import Recurrence, States
+from tagreel.layers.repeated import Multiply
 
 
 class LSTMCell(nn.Module):
     """The kernel (4H, D + H) is one tensor, as in TensorFlow: its gradient is clipped as one."""
 
     num_states = 2
-    hold = (-1e4, 1e4, 0.0, 0.0)  # σ is then exactly 0 for the input gate and 1 for the forget gate
 
     def __init__(self, dim: int, units: int) -> None:
         super().__init__()
@@ -31,41 +32,35 @@ class LSTMCell(nn.Module):
         with torch.no_grad():
             self.bias[units : 2 * units] = 1.0
 
-    def inputs(self, frames: Tensor, mask: Tensor | None) -> States:
-        """The frames' share of the gates, (B, T, 4H)."""
-        return (F.linear(frames, self.kernel[:, : self.dim], self.bias),)
+    def inputs(self, frames: Tensor) -> States:
+        """The frames' share of the gates, (..., 4H)."""
+        return (product(frames, self.kernel[:, : self.dim].contiguous().t(), self.bias),)
 
-    def weights(self) -> States:
+    def matrices(self) -> States:
         """The state's share of the kernel, (4H, H)."""
         return (self.kernel[:, self.dim :],)
 
-    def step(self, state: States, inputs: States, weights: States) -> States:
+    def weights(self) -> States:
+        """None else."""
+        return ()
+
+    def step(self, state: States, inputs: States, recall: Sequence[Multiply], weights: States) -> States:
         """(c, h) to (c', h')."""
-        c, h = state
-        i, f, j, o = (inputs[0] + F.linear(h, weights[0])).chunk(4, dim=-1)
+        (c, h), (gates,), (for_gates,) = state, inputs, recall
+        i, f, j, o = (gates + for_gates(h)).chunk(4, dim=-1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(j)
         return c, torch.sigmoid(o) * torch.tanh(c)
 
     def fused(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What `torch.lstm` takes; its gates come in our order."""
+        """What cuDNN takes; its gates come in our order."""
         return self.kernel[:, : self.dim], self.kernel[:, self.dim :], self.bias
 
 
 class LSTMLayer(Recurrence):
-    """A layer of such cells, in PyTorch's kernel wherever that can be."""
+    """A layer of such cells, for which cuDNN has a kernel."""
 
     def __init__(self, dim: int, units: int, *, bidirectional: bool = False) -> None:
-        super().__init__([LSTMCell(dim, units) for _ in range(1 + bidirectional)])
-
-    def forward(self, frames: Tensor, mask: Tensor | None) -> tuple[Tensor, States]:
-        """Outputs (B, T, W) and (c, h); frame by frame when exported, since the kernel would fix T."""
-        if torch.compiler.is_exporting():
-            return super().forward(frames, mask)
-        outputs, (h, c) = fused(torch.lstm, list(self.cells), frames, mask)  # type: ignore[arg-type]
-        if mask is not None:  # after which the kernel's h = σ(o) ∘ tanh(c) went on with c alone held
-            units = self.out_dim // len(self.cells)
-            h = torch.cat([last_real(outputs[..., :units], mask), outputs[:, 0, units:]], dim=-1)
-        return outputs, (c, h)
+        super().__init__([LSTMCell(dim, units) for _ in range(1 + bidirectional)], torch.lstm)
 
 
 def glorot(gates: int, width: int) -> Tensor:

@@ -167,11 +167,11 @@ def _is_slow(x: Tensor, weight: Tensor) -> bool:
 def is_fast_here(x: Tensor) -> bool:
     """Whether `multiply` may be given this tensor: in memory, on such a processor, traced by nobody."""
     return (
-        type(x) in (Tensor, nn.Parameter)
+        not torch.compiler.is_compiling()
+        and type(x) in (Tensor, nn.Parameter)
         and x.device.type == "cpu"
         and _has_wide_units()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )
 
 

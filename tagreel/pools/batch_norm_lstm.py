@@ -11,13 +11,17 @@ it. CMU Informedia (Huang et al., arXiv 1707.01408, table 2) used it and does no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tagreel.layers.lstm_cell import glorot
 from tagreel.layers.masked_batch_norm import MaskedBatchNorm
+from tagreel.layers.product import product
+from tagreel.layers.ragged import Mask
 from tagreel.layers.recurrence import Readout, Recurrence, Stack, States
+from tagreel.layers.repeated import Multiply
 
 
 class BatchNormLSTM(Stack):
@@ -42,7 +46,7 @@ class BatchNormLSTM(Stack):
 
 
 class _Layer(Recurrence):
-    def forward(self, frames: Tensor, mask: Tensor | None) -> tuple[Tensor, States]:
+    def forward(self, frames: Tensor, mask: Mask) -> tuple[Tensor, States]:
         result = super().forward(frames, mask)
         for module in self.modules():
             if isinstance(module, _StepNorm):
@@ -65,23 +69,24 @@ class _Cell(nn.Module):
                 norm.weight.fill_(0.1)
             self.input_norm.bias[units : 2 * units] = 1.0
 
-    def inputs(self, frames: Tensor, mask: Tensor | None) -> States:
-        real = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device) if mask is None else mask
-        return self.input_norm(F.linear(frames, self.kernel[:, : self.dim]), mask), real[..., None]
+    def inputs(self, frames: Tensor) -> States:
+        return (self.input_norm(product(frames, self.kernel[:, : self.dim].contiguous().t())),)
+
+    def matrices(self) -> States:
+        return (self.kernel[:, self.dim :],)
 
     def weights(self) -> States:
-        of_state = self.kernel[:, self.dim :]
         if self.state_norm.training:  # which may be so while the rest is not, to take statistics anew
-            return (of_state,)
-        return of_state, *self.state_norm.scale_and_shift(), *self.memory_norm.scale_and_shift()
+            return ()
+        return *self.state_norm.scale_and_shift(), *self.memory_norm.scale_and_shift()
 
-    def step(self, state: States, inputs: States, weights: States) -> States:
-        (c, h), (of_frame, real), (of_state, *fixed) = state, inputs, weights
-        recalled = F.linear(h, of_state)
-        recalled = recalled * fixed[0] + fixed[1] if fixed else self.state_norm.step(recalled, real)
-        i, f, j, o = (of_frame + recalled).chunk(4, dim=-1)
+    def step(self, state: States, inputs: States, recall: Sequence[Multiply], weights: States) -> States:
+        (c, h), (gates,), (for_gates,) = state, inputs, recall
+        recalled = for_gates(h)
+        recalled = recalled * weights[0] + weights[1] if weights else self.state_norm.step(recalled)
+        i, f, j, o = (gates + recalled).chunk(4, dim=-1)
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(j)
-        memory = c * fixed[2] + fixed[3] if fixed else self.memory_norm.step(c, real)
+        memory = c * weights[2] + weights[3] if weights else self.memory_norm.step(c)
         return c, torch.sigmoid(o) * torch.tanh(memory)
 
 
@@ -97,18 +102,19 @@ class _StepNorm(MaskedBatchNorm):
         if not shift:  # b is there already
             del self.bias
             self.register_buffer("bias", torch.zeros(dim))
-        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._seen: list[tuple[int, Tensor, Tensor]] = []
 
-    def step(self, x: Tensor, real: Tensor) -> Tensor:
-        """Normalise (B, D) over the videos that are `real` (B, 1) in this step, and remember its moments."""
-        exact = torch.promote_types(x.dtype, torch.float32)
-        count = real.sum()
-        mean = (x * real).sum(0, dtype=exact) / count.clamp_min(1)
-        var = ((x - mean).square() * real).sum(0) / count.clamp_min(1)
-        self._seen.append((count, mean.detach(), var.detach()))
-        mean = torch.where(count > 1, mean, self.running_mean)
-        var = torch.where(count > 1, var, self.running_var)
-        return ((x - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias).to(x.dtype)
+    def step(self, x: Tensor) -> Tensor:
+        """Normalise (B, D) over the videos that have this step, and remember its moments."""
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean, var = self.running_mean, self.running_var
+        if len(x) > 1:
+            mean = exact.mean(0)
+            var = (exact - mean).square().mean(0)
+            self._seen.append((len(x), mean.detach(), var.detach()))
+        elif len(x) == 1:
+            self._seen.append((1, exact[0].detach(), torch.zeros_like(var)))
+        return ((exact - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias).to(x.dtype)
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """What normalising with the running statistics multiplies with and adds."""
@@ -120,10 +126,11 @@ class _StepNorm(MaskedBatchNorm):
         """Move the running statistics towards those of the steps since the last call."""
         if not self._seen:
             return
-        counts, means, variances = (torch.stack(moments) for moments in zip(*self._seen, strict=True))
+        sizes, *moments = zip(*self._seen, strict=True)
         self._seen.clear()
-        total, counts = counts.sum(), counts[:, None]
-        if total > 1:
+        if (total := sum(sizes)) > 1:
+            means, variances = (torch.stack(seen) for seen in moments)
+            counts = means.new_tensor(sizes)[:, None]
             mean = (counts * means).sum(0) / total
             var = (counts * (variances + (means - mean).square())).sum(0) / (total - 1)
             self.batches += 1

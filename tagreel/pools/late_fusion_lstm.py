@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tagreel.layers.layer_norm_lstm_cell import LayerNormLSTMLayer
+from tagreel.layers.ragged import Mask
 
 
 class LateFusionLSTM(nn.Module):
@@ -22,6 +23,7 @@ class LateFusionLSTM(nn.Module):
     """
 
     ordered = True
+    packs = True
 
     def __init__(
         self,
@@ -47,7 +49,7 @@ class LateFusionLSTM(nn.Module):
         self.fuse = LayerNormLSTMLayer(2 * sum(units[: len(self.parts)]), fused_units)
         self.out_dim = fused_units
 
-    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, frames: Tensor, mask: Mask = None) -> Tensor:
         """Read the real frames; a video without any gives zeros."""
         parts = frames.split(list(self.parts), dim=-1)  # type: ignore[no-untyped-call]
         read = [layer(part, mask)[0] for layer, part in zip(self.layers, parts, strict=True)]

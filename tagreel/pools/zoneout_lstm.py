@@ -9,11 +9,14 @@ whose rates 0.5 and 0.05 are the defaults; CMU Informedia (arXiv 1707.01408, tab
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from tagreel.layers.lstm_cell import LSTMCell
 from tagreel.layers.recurrence import Readout, Recurrence, Stack, States
+from tagreel.layers.repeated import Multiply
 
 
 class ZoneoutLSTM(Stack):
@@ -49,19 +52,15 @@ class _ZoneoutCell(LSTMCell):
         super().__init__(dim, units)
         self.rates = rates
 
-    def inputs(self, frames: Tensor, mask: Tensor | None) -> States:
-        [gates] = super().inputs(frames, mask)
+    def inputs(self, frames: Tensor) -> States:
+        gates = super().inputs(frames)
         if not self.training:
-            return (gates,)
-        real = torch.ones(gates.shape[:2], dtype=torch.bool, device=gates.device) if mask is None else mask
-        kept = torch.zeros(2, *real.shape, self.units, dtype=torch.bool, device=gates.device)
-        for one, rate in zip(kept, self.rates, strict=True):
-            # Drawn for the real frames alone, so that padding changes nothing.
-            one[real] = torch.empty_like(one[real]).bernoulli_(rate)
-        return gates, kept[0], kept[1]
+            return gates
+        undrawn = frames.new_empty(*frames.shape[:-1], self.units, dtype=torch.bool)
+        return *gates, *(torch.empty_like(undrawn).bernoulli_(rate) for rate in self.rates)
 
-    def step(self, state: States, inputs: States, weights: States) -> States:
-        new = super().step(state, inputs[:1], weights)
+    def step(self, state: States, inputs: States, recall: Sequence[Multiply], weights: States) -> States:
+        new = super().step(state, inputs[:1], recall, weights)
         if self.training:
             return tuple(
                 torch.where(kept, old, n) for kept, old, n in zip(inputs[1:], state, new, strict=True)

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
-import copy
 from functools import partial
 
 import pytest
 import torch
 
 from tagreel.layers.gru_cell import GRULayer
+from tagreel.layers.layer_norm_lstm_cell import LayerNormLSTMLayer
 from tagreel.layers.lstm_cell import LSTMLayer
-from tagreel.layers.recurrence import Stack, _in_one_chunk, last_real
+from tagreel.layers.ragged import Ragged
+from tagreel.layers.recurrence import Stack, _in_one_chunk, fused, last_real
 
 LENGTHS = (6, 0, 1, 4)
 
@@ -62,24 +63,54 @@ def test_thirds_of_a_crop_are_those_of_the_paper():
         assert taps == [14, 29, 44]
 
 
-@every_layer
+@pytest.mark.parametrize("layer_class", [LSTMLayer, GRULayer, LayerNormLSTMLayer])
 @every_readout
-def test_the_kernel_and_the_frame_by_frame_scan_agree_in_values_and_gradients(
-    layer_class, readout, monkeypatch
-):
+def test_packed_frames_give_what_padded_ones_give(layer_class, readout):
     stack, (frames, mask) = _stack(layer_class, readout), _videos()
     weights = torch.randn(len(LENGTHS), stack.out_dim)
+    results = []
+    for x, real in ((frames, mask), (frames[mask], Ragged(LENGTHS, frames.device))):
+        x = x.clone().requires_grad_()
+        gradient, *gradients = torch.autograd.grad((stack(x, real) * weights).sum(), [x, *stack.parameters()])
+        gradient = gradient[mask] if real is mask else gradient
+        results.append([stack(x, real), stack.outputs(x, real), gradient, *gradients])
+    padded, packed = results
+    assert not padded[1][~mask].any()
+    padded[1] = padded[1][mask]
+    for one, other in zip(padded, packed, strict=True):
+        torch.testing.assert_close(one, other)
 
-    def everything(stack):
-        x = frames.clone().requires_grad_()
-        out = stack(x, mask)
-        return out, *torch.autograd.grad((out * weights).sum(), [x, *stack.parameters()])
 
-    by_kernel = everything(stack)
-    scanned = copy.deepcopy(stack)
-    monkeypatch.setattr(layer_class, "forward", layer_class.__base__.forward)
-    for one, other in zip(by_kernel, everything(scanned), strict=True):
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("layer_class", "kernel"), [(LSTMLayer, torch.lstm), (GRULayer, torch.gru)])
+def test_the_kernel_of_gpus_gives_the_same(layer_class, kernel, bidirectional):
+    torch.manual_seed(0)
+    layer, (frames, mask) = layer_class(5, 3, bidirectional=bidirectional), _videos()
+    ragged = Ragged(LENGTHS, frames.device)
+    results = []
+    for read in (layer, partial(fused, kernel, list(layer.cells))):
+        x = frames[mask].requires_grad_()
+        outputs, states = read(x, ragged)
+        weights = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(2))
+        loss = (outputs * weights).sum() + sum((state * n).sum() for n, state in enumerate(states, 2))
+        results.append([outputs, *states, *torch.autograd.grad(loss, [x, *layer.parameters()])])
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer_class", [LSTMLayer, GRULayer, partial(GRULayer, reset_before=True)])
+def test_gradients_are_those_of_differences(layer_class):
+    torch.manual_seed(0)
+    layer, (frames, mask) = layer_class(5, 3, bidirectional=True).double(), _videos((3, 0, 2))
+    names = [name for name, _ in layer.named_parameters()]
+
+    def read(x, *parameters):
+        values = dict(zip(names, parameters, strict=True))
+        outputs, states = torch.func.functional_call(layer, values, (x, Ragged((3, 0, 2), x.device)))
+        return outputs, *states
+
+    x = frames[mask].double().requires_grad_()
+    assert torch.autograd.gradcheck(read, (x, *layer.parameters()))
 
 
 @every_layer

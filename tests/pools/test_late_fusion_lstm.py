@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tagreel.pools.late_fusion_lstm import LateFusionLSTM
 from tagreel.pools.layer_norm_lstm import LayerNormLSTM
@@ -28,7 +31,8 @@ def _read(cell, frames):
     state = tuple(torch.zeros(1, cell.units, dtype=frames.dtype) for _ in range(2))
     outputs = []
     for x in frames:
-        state = cell.step(state, tuple(part[0] for part in cell.inputs(x[None, None], None)), cell.weights())
+        recall = [partial(F.linear, weight=matrix) for matrix in cell.matrices()]
+        state = cell.step(state, cell.inputs(x[None]), recall, cell.weights())
         outputs.append(state[1][0])
     return outputs
 

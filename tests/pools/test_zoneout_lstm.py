@@ -8,17 +8,19 @@ from tagreel.pools.zoneout_lstm import ZoneoutLSTM
 
 
 def _naive(pool, videos):
-    """One layer; in training with the same draws, taken for the real frames, video after video."""
+    """One layer; in training with the same draws, taken step after step, for the longest video first."""
     [layer] = pool.layers
     [cell] = layer.cells
     H, frames = cell.units, sum(map(len, videos))
     torch.manual_seed(5)
     kept_c = torch.empty(frames, H, dtype=torch.bool).bernoulli_(0.5)
     kept_h = torch.empty(frames, H, dtype=torch.bool).bernoulli_(0.25)
-    rows, at = [], 0
-    for video in videos:
+    steps = sorted((t, -len(video), b) for b, video in enumerate(videos) for t in range(len(video)))
+    rows = []
+    for b, video in enumerate(videos):
         c = h = torch.zeros(H, dtype=torch.float64)
-        for x in video:
+        for t, x in enumerate(video):
+            at = steps.index((t, -len(video), b))
             i, f, j, o = (cell.kernel @ torch.cat([x, h]) + cell.bias).view(4, H)
             new_c, new_h = [], []
             for n in range(H):
@@ -30,7 +32,7 @@ def _naive(pool, videos):
                 else:
                     new_c.append(0.5 * c[n] + 0.5 * plain)
                     new_h.append(0.25 * h[n] + 0.75 * output)
-            c, h, at = torch.stack(new_c), torch.stack(new_h), at + 1
+            c, h = torch.stack(new_c), torch.stack(new_h)
         rows.append(torch.cat([c, h]))
     return torch.stack(rows)
 
