@@ -120,7 +120,7 @@ def largest(frames: Tensor, mask: Mask, *, default: float) -> Tensor:
     """The largest value of each column in a video's real frames, (B, D); `default` where there are none."""
     if isinstance(mask, Ragged):
         parts = torch.split(frames, mask.sizes)
-        none = frames.new_full((frames.shape[1],), default)
+        none = frames[:0].sum(0) + default  # with a gradient, of zeros, as the others have one
         return torch.stack([part.amax(0) if len(part) else none for part in parts])
     return masked(frames, mask, default).amax(1)
 

@@ -16,7 +16,7 @@ class GRU(Stack):
     `units` are the layers' widths, a direction. `readout` is what becomes of the states: "last" the final h
     of the top layer, "states" the final h of all layers, "thirds" the mean of the top outputs at a third, two
     thirds and the end of the real frames, "attention" their sum under a learned softmax. `reset_before` is
-    TensorFlow's place of the reset gate, for which PyTorch has no fused kernel: several times slower.
+    TensorFlow's place of the reset gate, for which cuDNN has no kernel: several times slower on a GPU.
     """
 
     def __init__(
