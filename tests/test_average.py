@@ -114,7 +114,7 @@ def statistics(recipe, weights, batches):
     def look(name, norm, x, mask=None):
         rows = (
             [row for row, real in zip(x.flatten(0, -2), mask.flatten(), strict=True) if real]
-            if (mask is not None)
+            if isinstance(mask, torch.Tensor)
             else list(x)
         )
         n = len(rows)

@@ -185,7 +185,7 @@ def test_json_of_every_command(copy_of_run, recipe_file, shards, tmp_path, cli):
     assert all(0 <= found[key] <= 1 for key in ("gap@20", "map", "map_top20", "hit@1", "perr"))
     out = tmp_path / "t.parquet"
     found = json_line(cli, "predict", copy_of_run, *test, "--out", out)
-    assert found == {"out": str(out), "videos": 50, "damaged": 0}
+    assert found == {"out": str(out), "whole": True, "videos": 50, "damaged": 0}
 
 
 def test_the_best_checkpoint_is_evaluated_unless_another_is_named(copy_of_run, shards, tmp_path, cli):

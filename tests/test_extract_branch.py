@@ -82,8 +82,8 @@ def test_any_recipe_trains_as_a_mixture_and_a_branch_scores_as_it_did_there(
     assert (result.parameters, result.whole) == (one, 3 * one + gate)
     with torch.inference_mode():
         for _, batch in loader(model, test_data).epoch():
-            masks = batch.masks()
-            frames = mixture.frames(batch.streams, masks)
+            streams, masks = batch.packed()
+            frames = mixture.frames(streams, masks)
             found = model.probabilities(batch)
             for index, network in enumerate(mixture.networks):
                 theirs = torch.sigmoid(network.classify(network.pool(frames, masks)))

@@ -65,7 +65,7 @@ def by_hand(run: Path, data, test, **options) -> torch.Tensor:
 
     def read(batch):
         with model.autocast():
-            descriptor = model.describe(batch.streams, batch.masks()).float()
+            descriptor = model.describe(*batch.packed()).float()
         for part in model.body:
             descriptor = part(descriptor)
         return descriptor

@@ -113,9 +113,8 @@ def train(
     --teacher tagreel-demo/run --set training.distill=0.5 --set streams.rgb.pool.clusters=4 --set
     streams.audio.pool.clusters=4 --set body.1.width=32 --out tagreel-demo/student
 
-    Example with two GPUs, or two processes on a machine without any; each takes its half of every batch, so
-    that the recipe means the same: torchrun --nproc-per-node 2 -m tagreel train smoke --data
-    tagreel-demo/data/train* --out tagreel-demo/two
+    Several processes, on one machine or many, train one model when torchrun starts them; each takes its share
+    of every batch, so that the recipe means the same (docs/scale.md).
     """
     from tagreel.distributed import one_of_several
     from tagreel.recipe import Ensemble

@@ -34,13 +34,16 @@ class L2Norm(nn.Module):
         )
 
 
-def joint_l2_norm(streams: Mapping[str, Tensor], masks: Mapping[str, Mask]) -> dict[str, Tensor]:
+def joint_l2_norm(
+    streams: Mapping[str, Tensor], masks: Mapping[str, Mask] | None = None
+) -> dict[str, Tensor]:
     """Divide all streams (..., D_s) of a frame by the length of their concatenation.
 
     The starter code, Willow and Non-local NetVLAD normalise the 1,152 visual and audio numbers of a frame as
     one vector, so that loud audio shrinks the picture. A stream that ends before the others, as where the
     batch's longest video lacks it, adds nothing to the frames after its end.
     """
+    masks = dict.fromkeys(streams) if masks is None else masks
     if alike(masks[name] for name in streams):
         squares = [frames.square().sum(-1) for frames in streams.values()]  # each (ΣT,)
         scale = torch.rsqrt(torch.stack(squares).sum(0).clamp_min(1e-12))

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._higher_order_ops import scan as traced_scan
 
-from tagreel.layers.ragged import Mask, Ragged, total
+from tagreel.layers.ragged import Mask, Ragged, pack, pad, total
 from tagreel.layers.repeated import Multiply, repeated
 from tagreel.layers.softmax_over_frames import softmax_over_frames
 
@@ -82,11 +82,15 @@ class Recurrence(nn.Module):
         """Read the real frames."""
         if isinstance(mask, Ragged):
             return self._read(frames, mask)
-        if mask is None:
-            mask = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
         if torch.compiler.is_exporting():
+            if mask is None:
+                mask = torch.ones(frames.shape[:2], dtype=torch.bool, device=frames.device)
             runs = [_trace(cell, frames, mask, reverse=i == 1) for i, cell in enumerate(self.cells)]  # type: ignore[arg-type]
             return _side_by_side(runs)
+        if mask is None or mask.is_meta:  # which says nothing
+            ragged = Ragged([frames.shape[1]] * len(frames), frames.device)
+            outputs, states = self._read(pack(frames, ragged), ragged)
+            return pad(outputs, ragged), states
         outputs, states = self._read(frames[mask], Ragged(mask.sum(1).tolist(), frames.device))
         return outputs.new_zeros(*mask.shape, self.out_dim).index_put((mask,), outputs), states
 
