@@ -151,6 +151,8 @@ class _Product(torch.autograd.Function):
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (N, D) times weight (D, K), without gradients; the tensors are such as `is_fast_here` says."""
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):  # for a part of a matrix it has no kernel
+        weight = weight.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, weight.t(), bias, "none", [], "")  # type: ignore[no-any-return]
 
 

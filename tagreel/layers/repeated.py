@@ -35,7 +35,7 @@ class _Matrix:
 
     def __init__(self, weight: Tensor) -> None:
         kind = weight.device.type
-        if torch.is_autocast_enabled(kind):
+        if kind != "meta" and torch.is_autocast_enabled(kind):
             weight = weight.to(torch.get_autocast_dtype(kind))
         self.weight = weight
         self.multiplied: list[Tensor] = []
